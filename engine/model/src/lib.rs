@@ -1,0 +1,3 @@
+//! A BitNet b1.58 engine: GGUF file in, tokens out. Threads and files, no sockets, no async.
+
+pub mod protocol;

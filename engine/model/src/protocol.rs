@@ -1,0 +1,334 @@
+//! What the server process and the engine process say to each other: length-prefixed JSON frames over one byte stream.
+//!
+//! The engine speaks token ids only; text, templates and stop strings are the server's. A request is resumable by
+//! construction: sampling depends on (seed, absolute position) and the tokens before it, so `prompt + tokens produced
+//! so far` submitted to a fresh engine continues with the same tokens.
+//!
+//! Frame: u32 little-endian byte length, then that many bytes of UTF-8 JSON. At most [`MAX_FRAME_BYTES`].
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Longest frame either side accepts, in bytes.
+pub const MAX_FRAME_BYTES: usize = 64 << 20;
+
+/// Where the weights come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelSource {
+    /// A GGUF file on disk.
+    File(PathBuf),
+    /// The model embedded in the binary.
+    Demo,
+}
+
+/// Storage type of the key/value cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvType {
+    /// 2 bytes per value.
+    F16,
+    /// 4 bytes per value.
+    F32,
+}
+
+/// Answers to questions the file leaves open or gets wrong; `None` follows the file and the rules of `facts`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Overrides {
+    /// `relu2` or `silu`, where the architecture string cannot be trusted.
+    pub activation: Option<Activation>,
+    /// Use `output.weight` (true) or the token embedding (false) as output head.
+    pub untied_head: Option<bool>,
+    /// Pre-tokenizer name in place of `tokenizer.ggml.pre`.
+    pub pre_tokenizer: Option<String>,
+    /// RoPE base frequency in place of the file's.
+    pub rope_freq_base: Option<f32>,
+}
+
+/// Gate activation of the feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// relu(x)^2
+    Relu2,
+    /// x * sigmoid(x)
+    Silu,
+}
+
+/// Everything an engine needs to start; the first frame it reads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineConfig {
+    /// Weights to load.
+    pub model: ModelSource,
+    /// Kernel by name, as `Kernel::from_str` reads it, for example `i2_s/avx2`.
+    pub kernel: String,
+    /// Logical CPUs of the decode threads, one thread each; pinned when `pin`.
+    pub decode_cpus: Vec<usize>,
+    /// Logical CPUs of the prefill threads; a superset of or equal to `decode_cpus`.
+    pub prefill_cpus: Vec<usize>,
+    /// Bind each thread to its CPU.
+    pub pin: bool,
+    /// Sequences decoded at the same time.
+    pub slots: usize,
+    /// Tokens each slot's KV cache holds.
+    pub slot_context: usize,
+    /// Most prompt tokens evaluated in one step.
+    pub prefill_batch: usize,
+    /// KV cache element type.
+    pub kv_type: KvType,
+    /// Lock the weights in memory.
+    pub mlock: bool,
+    /// Overrides of what the file says.
+    pub overrides: Overrides,
+}
+
+/// Sampling parameters as llama-server defines them (server-api facts, part B); defaults are llama-server's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SamplingParams {
+    /// Always concrete: the server draws one when the client does not choose.
+    pub seed: u32,
+    /// 0 or less is greedy.
+    pub temperature: f32,
+    /// Width of the entropy-driven temperature range, 0 = off.
+    pub dynatemp_range: f32,
+    /// Exponent of the dynamic temperature.
+    pub dynatemp_exponent: f32,
+    /// 0 = whole vocabulary.
+    pub top_k: u32,
+    /// 1 = off.
+    pub top_p: f32,
+    /// 0 = off.
+    pub min_p: f32,
+    /// 1 = off.
+    pub typical_p: f32,
+    /// Tokens the penalties look back over, prompt included; 0 = off.
+    pub repeat_last_n: u32,
+    /// 1 = off.
+    pub repeat_penalty: f32,
+    /// 0 = off.
+    pub frequency_penalty: f32,
+    /// 0 = off.
+    pub presence_penalty: f32,
+    /// Added to the logits of these tokens; negative infinity is sent as `f32::MIN`.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Never sample an end-of-generation token.
+    pub ignore_eos: bool,
+    /// Report the chosen token's log-probability and this many alternatives; 0 = none.
+    pub n_probs: u32,
+    /// Samplers that cut candidates keep at least this many.
+    pub min_keep: u32,
+    /// Report probabilities after the sampler chain instead of raw log-softmax.
+    pub post_sampling_probs: bool,
+    /// Order of the chain; unknown samplers never get here.
+    pub samplers: Vec<SamplerKind>,
+}
+
+/// A stage of the sampler chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SamplerKind {
+    /// Repeat, frequency and presence penalties.
+    Penalties,
+    /// Keep the k best.
+    TopK,
+    /// Locally typical sampling.
+    TypP,
+    /// Nucleus sampling.
+    TopP,
+    /// Relative probability floor.
+    MinP,
+    /// Divide by the temperature.
+    Temperature,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        SamplingParams {
+            seed: 0,
+            temperature: 0.8,
+            dynatemp_range: 0.0,
+            dynatemp_exponent: 1.0,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            typical_p: 1.0,
+            repeat_last_n: 64,
+            repeat_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            ignore_eos: false,
+            n_probs: 0,
+            min_keep: 0,
+            post_sampling_probs: false,
+            samplers: vec![
+                SamplerKind::Penalties,
+                SamplerKind::TopK,
+                SamplerKind::TypP,
+                SamplerKind::TopP,
+                SamplerKind::MinP,
+                SamplerKind::Temperature,
+            ],
+        }
+    }
+}
+
+/// One generation, as the engine sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Submit {
+    /// Chosen by the server, unique for the life of the server process.
+    pub id: u64,
+    /// Prompt, followed by the tokens already produced when this is a continuation; never empty.
+    pub tokens: Vec<u32>,
+    /// Stop with `Finish::Limit` after this many new tokens; 0 evaluates the prompt only.
+    pub max_tokens: u32,
+    /// End-of-generation tokens; sampled ones are reported, then the sequence is done with `Finish::Eos`.
+    pub eog_tokens: Vec<u32>,
+    /// Reuse the longest cached prefix.
+    pub cache_prompt: bool,
+    /// Slot to use, if that one is wanted.
+    pub slot: Option<usize>,
+    /// How to choose tokens.
+    pub sampling: SamplingParams,
+}
+
+/// Server to engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToEngine {
+    /// First frame: load and get ready.
+    Start(Box<EngineConfig>),
+    /// Begin a generation; answered by events with its id.
+    Submit(Box<Submit>),
+    /// Forget a generation; answered by `Done` with `Finish::Cancelled` unless it ended before.
+    Cancel {
+        /// The generation.
+        id: u64,
+    },
+}
+
+/// Engine to server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromEngine {
+    /// Loaded, self-test passed, waiting for work.
+    Ready {
+        /// Milliseconds since the engine read its configuration.
+        load_ms: f64,
+    },
+    /// The model can't be loaded; the engine exits after this.
+    Failed {
+        /// One line, with the chain of causes.
+        message: String,
+        /// What to do, if there is something.
+        hint: Option<String>,
+    },
+    /// Prompt progress: first event of a generation (`processed == cached`), then one per prefill step.
+    Prefill {
+        /// The generation.
+        id: u64,
+        /// Slot it runs in.
+        slot: usize,
+        /// Tokens in all.
+        total: usize,
+        /// Tokens found in the cache.
+        cached: usize,
+        /// Tokens in the KV cache now, cached ones included.
+        processed: usize,
+        /// Milliseconds since the first prefill step of this generation began.
+        ms: f64,
+    },
+    /// One sampled token.
+    Token {
+        /// The generation.
+        id: u64,
+        /// Its id.
+        token: u32,
+        /// When asked for.
+        probs: Option<TokenProbs>,
+    },
+    /// Last event of a generation.
+    Done {
+        /// The generation.
+        id: u64,
+        /// Why it ended.
+        finish: Finish,
+    },
+    /// Sent at least every second while work is under way: the engine makes progress.
+    Heartbeat {
+        /// Forward passes since start.
+        steps: u64,
+    },
+}
+
+/// Probabilities of one sampled token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenProbs {
+    /// Natural logarithm; `f32::MIN` for zero probability.
+    pub logprob: f32,
+    /// Best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// An end-of-generation token was sampled.
+    Eos,
+    /// `max_tokens` were produced.
+    Limit,
+    /// The slot's KV cache is full.
+    ContextFull,
+    /// The server asked.
+    Cancelled,
+    /// This generation failed alone, for example by logits that are not numbers.
+    Error(String),
+}
+
+/// Writes one frame.
+///
+/// # Errors
+/// Those of the writer; `InvalidData` when the frame is longer than [`MAX_FRAME_BYTES`].
+pub fn write_frame(writer: &mut impl Write, message: &impl Serialize) -> io::Result<()> {
+    let body = serde_json::to_vec(message)?;
+    if body.len() > MAX_FRAME_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "frame of {} bytes, at most {MAX_FRAME_BYTES} are allowed",
+                body.len()
+            ),
+        ));
+    }
+    let mut frame = Vec::with_capacity(4 + body.len());
+    frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    frame.extend_from_slice(&body);
+    writer.write_all(&frame)?;
+    writer.flush()
+}
+
+/// Reads one frame; `None` at a clean end of the stream.
+///
+/// # Errors
+/// Those of the reader; `UnexpectedEof` inside a frame; `InvalidData` for a length or a JSON text that is not a message.
+pub fn read_frame<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<T>> {
+    let mut length = [0u8; 4];
+    match reader.read(&mut length)? {
+        0 => return Ok(None),
+        n => reader.read_exact(&mut length[n..])?,
+    }
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_FRAME_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("frame of {length} bytes announced, at most {MAX_FRAME_BYTES} are allowed"),
+        ));
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    Ok(Some(serde_json::from_slice(&body)?))
+}

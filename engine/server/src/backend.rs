@@ -1,0 +1,167 @@
+//! The HTTP layer's view of whoever runs the engine: submit a generation, watch it, drop it to cancel.
+//!
+//! The backend owns the queue, each request's tokens and the engine's life; a restart in the middle of a generation
+//! shows here as a pause, never as an error. Nothing in this trait waits for a decode step.
+
+use std::time::Instant;
+
+use bitnet_model::protocol::{Finish, SamplingParams, TokenProbs};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// Whether requests can be served now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackendState {
+    /// The first engine is not ready yet.
+    Loading,
+    /// Serving; a restart with requests waiting counts as ready.
+    Ready,
+    /// No new work is taken; what runs is finished.
+    Draining,
+    /// The engine can't be started; the reason in one line.
+    Failed(String),
+}
+
+/// A generation to run.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Token ids of the prompt, never empty, shorter than the slot's context.
+    pub prompt: Vec<u32>,
+    /// `None`: until the context is full.
+    pub max_tokens: Option<u32>,
+    /// End-of-generation tokens.
+    pub eog_tokens: Vec<u32>,
+    /// Reuse a cached prefix.
+    pub cache_prompt: bool,
+    /// Slot asked for by the client.
+    pub slot: Option<usize>,
+    /// Prompt tokens kept at the front when the context is shifted.
+    pub n_keep: usize,
+    /// How to choose tokens; the seed is concrete.
+    pub sampling: SamplingParams,
+}
+
+/// What happens to a job, in order: `Prefill`+, `Token`*, `Done`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobEvent {
+    /// Prompt progress; the first has `processed == cached`. After an engine restart these do not repeat.
+    Prefill {
+        /// Slot it runs in.
+        slot: usize,
+        /// Prompt tokens.
+        total: usize,
+        /// Of them, found in the cache.
+        cached: usize,
+        /// In the KV cache now.
+        processed: usize,
+        /// Milliseconds of prefill so far.
+        ms: f64,
+    },
+    /// A token, end-of-generation tokens included.
+    Token {
+        /// Its id.
+        token: u32,
+        /// When asked for.
+        probs: Option<TokenProbs>,
+        /// When the server received it.
+        at: Instant,
+    },
+    /// The end; the channel closes after it.
+    Done {
+        /// Why.
+        finish: Finish,
+        /// The context was shifted on the way.
+        shifted: bool,
+    },
+}
+
+/// A running job; dropping it cancels the job within one decode step.
+pub struct JobHandle {
+    /// The task number shown in `/slots`.
+    pub id: u64,
+    /// Its events. Bounded by the job itself: at most one per prompt batch and token.
+    pub events: UnboundedReceiver<JobEvent>,
+    /// Runs when the handle is dropped.
+    pub cancel: CancelOnDrop,
+}
+
+/// Calls a function when dropped.
+pub struct CancelOnDrop(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl CancelOnDrop {
+    /// `cancel` must be quick, must not block, and must do nothing for a job that already ended.
+    pub fn new(cancel: impl FnOnce() + Send + Sync + 'static) -> Self {
+        CancelOnDrop(Some(Box::new(cancel)))
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(cancel) = self.0.take() {
+            cancel();
+        }
+    }
+}
+
+/// Why a job was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// Not ready, draining or failed.
+    NotReady(BackendState),
+    /// The queue holds this many jobs, its bound.
+    QueueFull(usize),
+}
+
+/// One slot, for `/slots`.
+#[derive(Debug, Clone, Default)]
+pub struct SlotView {
+    /// Slot number.
+    pub id: usize,
+    /// The job running or last run in it.
+    pub job: Option<u64>,
+    /// A job runs in it now.
+    pub processing: bool,
+    /// 0 idle, 1 prompt under way, 2 prompt done, 3 generating (llama-server's old numbers).
+    pub state: u8,
+    /// Prompt tokens of that job.
+    pub prompt_tokens: usize,
+    /// Of them, evaluated.
+    pub prompt_processed: usize,
+    /// Of them, found in the cache.
+    pub prompt_cached: usize,
+    /// Tokens produced.
+    pub decoded: usize,
+    /// Tokens still allowed, if limited.
+    pub remaining: Option<usize>,
+    /// Tokens in the KV cache.
+    pub kv_tokens: usize,
+    /// Sampling of that job.
+    pub sampling: Option<SamplingParams>,
+}
+
+/// Counters since the server process started, for `/metrics`.
+#[derive(Debug, Clone, Default)]
+pub struct BackendCounters {
+    /// Jobs running.
+    pub processing: usize,
+    /// Jobs waiting.
+    pub deferred: usize,
+    /// Engine processes started after the first.
+    pub engine_restarts: u64,
+    /// Forward passes (sum over engines).
+    pub decode_steps: u64,
+}
+
+/// Runs generations. All calls return at once.
+pub trait Backend: Send + Sync + 'static {
+    /// Whether requests can be served.
+    fn state(&self) -> BackendState;
+    /// Queues a job.
+    ///
+    /// # Errors
+    /// [`Refused`] says why it was not taken.
+    fn submit(&self, job: Job) -> Result<JobHandle, Refused>;
+    /// A snapshot of all slots.
+    fn slots(&self) -> Vec<SlotView>;
+    /// A snapshot of the counters.
+    fn counters(&self) -> BackendCounters;
+}

@@ -1,0 +1,3 @@
+//! `bitnet-launch`: parse, dispatch, exit code.
+
+fn main() {}
