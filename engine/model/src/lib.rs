@@ -1,3 +1,4 @@
 //! A BitNet b1.58 engine: GGUF file in, tokens out. Threads and files, no sockets, no async.
 
+pub mod os;
 pub mod protocol;
