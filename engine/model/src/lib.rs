@@ -1,4 +1,5 @@
 //! A BitNet b1.58 engine: GGUF file in, tokens out. Threads and files, no sockets, no async.
 
+pub mod gguf;
 pub mod os;
 pub mod protocol;
