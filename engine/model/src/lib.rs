@@ -1,5 +1,6 @@
 //! A BitNet b1.58 engine: GGUF file in, tokens out. Threads and files, no sockets, no async.
 
+pub mod facts;
 pub mod gguf;
 pub mod os;
 pub mod protocol;

@@ -1,0 +1,930 @@
+//! What a model is, read from the header alone: shapes, graph variant and memory figures, with every tensor's presence,
+//! shape and type checked. No weight is touched.
+//!
+//! Architectures: `bitnet-b1.58` and `bitnet-25` (squared ReLU, sub-norms, tied head), `bitnet` (the same with SiLU) and
+//! `llama` with ternary linears (no sub-norms, interleaved RoPE, a head of its own when the file has one).
+
+use std::fmt;
+
+use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType, Value, grouped};
+use crate::protocol::{Activation, KvType, Overrides};
+
+/// Columns of an I2_S matrix come in blocks of this many weights.
+pub const TERNARY_BLOCK: usize = 128;
+
+/// Types a ternary matrix may have in the file; all become I2_S when loaded.
+pub const TERNARY_TYPES: &[TensorType] = &[TensorType::I2S, TensorType::TQ1_0, TensorType::TQ2_0];
+
+/// Types of the token embedding and the output head.
+pub const DENSE_TYPES: &[TensorType] = &[
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::BF16,
+    TensorType::Q8_0,
+    TensorType::Q6K,
+    TensorType::Q4_0,
+];
+
+/// Types of norms and biases.
+pub const VECTOR_TYPES: &[TensorType] = &[TensorType::F32, TensorType::F16, TensorType::BF16];
+
+/// Upper bound of any single dimension a model names; keeps products far from overflow.
+const MAX_DIM: u64 = 1 << 24;
+/// Upper bound of the number of layers.
+const MAX_LAYERS: u64 = 4096;
+
+/// `general.architecture`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// `bitnet-b1.58`: Microsoft's 2B-4T graph.
+    BitnetB158,
+    /// `bitnet-25`: the same, in files of April 2025.
+    Bitnet25,
+    /// `bitnet`: the 1bitLLM models.
+    Bitnet,
+    /// `llama` with ternary linears: Llama3-8B-1.58, Falcon3-1.58bit, Falcon-E.
+    Llama,
+}
+
+impl Architecture {
+    /// All of them.
+    pub const ALL: [Architecture; 4] = [
+        Architecture::BitnetB158,
+        Architecture::Bitnet25,
+        Architecture::Bitnet,
+        Architecture::Llama,
+    ];
+
+    /// As in the file; also the prefix of the architecture's keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Architecture::BitnetB158 => "bitnet-b1.58",
+            Architecture::Bitnet25 => "bitnet-25",
+            Architecture::Bitnet => "bitnet",
+            Architecture::Llama => "llama",
+        }
+    }
+
+    /// RMS norms behind attention and behind the gated product, tied head, NeoX RoPE.
+    pub fn is_bitnet(self) -> bool {
+        self != Architecture::Llama
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which two values of a head RoPE turns together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// `i` and `i + dims / 2`.
+    Neox,
+    /// `2i` and `2i + 1`.
+    Interleaved,
+}
+
+/// Rotary position embedding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rope {
+    /// Pairing.
+    pub style: RopeStyle,
+    /// Base of the frequencies.
+    pub freq_base: f32,
+    /// Values turned per head; equals the head's length.
+    pub dims: usize,
+    /// The file has `rope_freqs.weight`, `[dims / 2]` divisors of the frequencies.
+    pub has_factors: bool,
+}
+
+/// The ternary matrices of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Linear {
+    Q,
+    K,
+    V,
+    AttnOutput,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Linear {
+    /// In the order a layer uses them.
+    pub const ALL: [Linear; 7] = [
+        Linear::Q,
+        Linear::K,
+        Linear::V,
+        Linear::AttnOutput,
+        Linear::Gate,
+        Linear::Up,
+        Linear::Down,
+    ];
+
+    /// Middle part of the tensor's name.
+    pub fn stem(self) -> &'static str {
+        match self {
+            Linear::Q => "attn_q",
+            Linear::K => "attn_k",
+            Linear::V => "attn_v",
+            Linear::AttnOutput => "attn_output",
+            Linear::Gate => "ffn_gate",
+            Linear::Up => "ffn_up",
+            Linear::Down => "ffn_down",
+        }
+    }
+
+    /// For example `blk.3.attn_q.weight`.
+    pub fn weight_name(self, layer: usize) -> String {
+        format!("blk.{layer}.{}.weight", self.stem())
+    }
+
+    /// For example `blk.3.attn_q.bias`; only the attention's linears may have one.
+    pub fn bias_name(self, layer: usize) -> String {
+        format!("blk.{layer}.{}.bias", self.stem())
+    }
+
+    fn may_have_bias(self) -> bool {
+        matches!(self, Linear::Q | Linear::K | Linear::V | Linear::AttnOutput)
+    }
+}
+
+/// The norms of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Norm {
+    Attn,
+    /// Over the concatenated heads, before the attention's output matrix.
+    AttnSub,
+    Ffn,
+    /// Over the gated product, before the down matrix.
+    FfnSub,
+}
+
+impl Norm {
+    /// For example `blk.3.attn_norm.weight`.
+    pub fn name(self, layer: usize) -> String {
+        let stem = match self {
+            Norm::Attn => "attn_norm",
+            Norm::AttnSub => "attn_sub_norm",
+            Norm::Ffn => "ffn_norm",
+            Norm::FfnSub => "ffn_sub_norm",
+        };
+        format!("blk.{layer}.{stem}.weight")
+    }
+}
+
+/// Name of the token embedding, `[n_vocab, n_embd]`.
+pub const TOKEN_EMBD: &str = "token_embd.weight";
+/// Name of an output head of its own, `[n_vocab, n_embd]`.
+pub const OUTPUT: &str = "output.weight";
+/// Name of the last norm, `[n_embd]`.
+pub const OUTPUT_NORM: &str = "output_norm.weight";
+/// Name of the RoPE divisors, `[head_dim / 2]`.
+pub const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// A model as its header describes it. Counts are of values, not bytes, unless they say so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelFacts {
+    /// Graph family.
+    pub architecture: Architecture,
+    /// `general.name`.
+    pub name: Option<String>,
+    /// Transformer layers.
+    pub n_layer: usize,
+    /// Length of the residual stream.
+    pub n_embd: usize,
+    /// Length of the gated product.
+    pub n_ff: usize,
+    /// Query heads.
+    pub n_head: usize,
+    /// Key/value heads; divides `n_head`.
+    pub n_head_kv: usize,
+    /// Values per head; `n_head * head_dim == n_embd`.
+    pub head_dim: usize,
+    /// Tokens; rows of the embedding.
+    pub n_vocab: usize,
+    /// Positions the model was trained for.
+    pub context_length: usize,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// Epsilon of all RMS norms.
+    pub norm_eps: f32,
+    /// Gate activation.
+    pub activation: Activation,
+    /// The layers have `attn_sub_norm` and `ffn_sub_norm`.
+    pub sub_norms: bool,
+    /// The head is the token embedding.
+    pub tied_head: bool,
+    /// Some linear of the attention has a bias.
+    pub attn_biases: bool,
+    /// Storage of the ternary matrices in the file (of the first one).
+    pub ternary_type: TensorType,
+    /// Storage of the token embedding.
+    pub embedding_type: TensorType,
+    /// Storage of the output head; the embedding's when tied.
+    pub head_type: TensorType,
+    /// Weights in use, dead tensors not counted.
+    pub n_params: u64,
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// Ternary matrices at 2 bits per weight: read once per token.
+    pub weight_bytes: u64,
+    /// Output head as stored: read once per token; the same bytes as the embedding when tied.
+    pub head_bytes: u64,
+    /// Token embedding as stored.
+    pub embedding_bytes: u64,
+    /// Norms and biases as f32.
+    pub vector_bytes: u64,
+    /// What was decided against or without the file, one sentence each; worth a log line.
+    pub notes: Vec<String>,
+}
+
+/// Why a GGUF is not a model this program runs.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum FactsError {
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error("key `{key}` is missing")]
+    MissingKey { key: String },
+    #[error(
+        "architecture `{found}` is unknown, known are {}",
+        known_architectures()
+    )]
+    Architecture { found: String },
+    #[error("`{found}` is an embedding model, which this version does not support")]
+    Embedding { found: String },
+    #[error("this is one part of a model split into {count} files")]
+    Split { count: u64 },
+    #[error("the weights are transformed (key `{key}`), which this version does not support")]
+    Transformed { key: String },
+    #[error("key `{key}` is {found}, expected {expected}")]
+    KeyValue {
+        key: String,
+        found: String,
+        expected: String,
+    },
+    #[error("tensor `{name}` is missing")]
+    MissingTensor { name: String },
+    #[error("tensor `{name}` has no place in the graph of `{architecture}`")]
+    StrayTensor { name: String, architecture: String },
+    #[error("tensor `{name}` has the shape {found:?}, expected {expected:?}")]
+    Shape {
+        name: String,
+        found: Vec<u64>,
+        expected: Vec<u64>,
+    },
+    #[error("tensor `{name}` is {found}, expected {}", list(expected))]
+    Type {
+        name: String,
+        found: TensorType,
+        expected: &'static [TensorType],
+    },
+}
+
+impl FactsError {
+    /// What to do about it, if there is something.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            FactsError::Gguf(error) => error.hint(),
+            FactsError::Type { found, .. } => type_hint(*found),
+            FactsError::Split { .. } => Some("join the parts with `llama-gguf-split --merge`"),
+            FactsError::Architecture { .. } => {
+                Some("ternary BitNet b1.58 models run here; for others use llama.cpp")
+            }
+            FactsError::StrayTensor { .. } => Some(
+                "leaving out a step of the graph would give wrong text, so the model is refused",
+            ),
+            FactsError::KeyValue { key, .. }
+                if key.contains("embedding_length") || key.contains("feed_forward_length") =>
+            {
+                Some(
+                    "matrices with such rows cannot be packed as I2_S; bitnet.cpp's README lists this size as not supported by I2_S, too",
+                )
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What to do about a linear of this type.
+fn type_hint(found: TensorType) -> Option<&'static str> {
+    match found {
+        TensorType::TL1 | TensorType::TL2 => Some(
+            "this program packs TL1 and TL2 itself when it loads a model; use the model's I2_S file",
+        ),
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
+            Some("the weights are not packed; convert the model to I2_S first")
+        }
+        TensorType::Q2_0 | TensorType::Q1_0 => Some(
+            "scales per group of weights cannot be held exactly; a file with one scale per matrix is needed",
+        ),
+        _ => Some("convert the model to I2_S, TQ1_0 or TQ2_0 first"),
+    }
+}
+
+fn known_architectures() -> String {
+    let names: Vec<String> = Architecture::ALL
+        .iter()
+        .map(|architecture| format!("`{architecture}`"))
+        .collect();
+    names.join(", ")
+}
+
+fn list(types: &[TensorType]) -> String {
+    let names: Vec<String> = types.iter().map(TensorType::to_string).collect();
+    names.join(", ")
+}
+
+impl ModelFacts {
+    /// Reads and checks a model's header; `overrides` win over the file and over the rules here.
+    ///
+    /// # Errors
+    /// When the header does not describe a model this program runs.
+    pub fn read(gguf: &Gguf, overrides: &Overrides) -> Result<ModelFacts, FactsError> {
+        refuse_unsupported(gguf)?;
+        let architecture = architecture(gguf)?;
+        let mut facts = Keys { gguf, architecture }.facts(overrides)?;
+        facts.check_dimensions()?;
+        facts.choose_activation(overrides);
+        facts.choose_head(gguf, overrides);
+        facts.check_tensors(gguf)?;
+        Ok(facts)
+    }
+
+    /// `[rows, cols]` of a ternary matrix: outputs, inputs.
+    pub fn linear_shape(&self, linear: Linear) -> (usize, usize) {
+        let n_kv = self.n_head_kv * self.head_dim;
+        let n_attn = self.n_head * self.head_dim;
+        match linear {
+            Linear::Q => (n_attn, self.n_embd),
+            Linear::K | Linear::V => (n_kv, self.n_embd),
+            Linear::AttnOutput => (self.n_embd, n_attn),
+            Linear::Gate | Linear::Up => (self.n_ff, self.n_embd),
+            Linear::Down => (self.n_embd, self.n_ff),
+        }
+    }
+
+    /// Length of a norm.
+    pub fn norm_len(&self, norm: Norm) -> usize {
+        match norm {
+            Norm::Attn | Norm::Ffn => self.n_embd,
+            Norm::AttnSub => self.n_head * self.head_dim,
+            Norm::FfnSub => self.n_ff,
+        }
+    }
+
+    /// The norms each layer has.
+    pub fn norms(&self) -> &'static [Norm] {
+        if self.sub_norms {
+            &[Norm::Attn, Norm::AttnSub, Norm::Ffn, Norm::FfnSub]
+        } else {
+            &[Norm::Attn, Norm::Ffn]
+        }
+    }
+
+    /// The tensor that makes logits.
+    pub fn head_name(&self) -> &'static str {
+        if self.tied_head { TOKEN_EMBD } else { OUTPUT }
+    }
+
+    /// Keys and values of one position in all layers.
+    pub fn kv_bytes_per_token(&self, kv_type: KvType) -> u64 {
+        let value_bytes = match kv_type {
+            KvType::F16 => 2,
+            KvType::F32 => 4,
+        };
+        2 * (self.n_layer * self.n_head_kv * self.head_dim) as u64 * value_bytes
+    }
+
+    /// Embedding and head together, each once.
+    pub fn dense_bytes(&self) -> u64 {
+        if self.tied_head {
+            self.embedding_bytes
+        } else {
+            self.embedding_bytes + self.head_bytes
+        }
+    }
+
+    /// Parameters in words: `2.4B`, `125M`, `180K`.
+    pub fn size_label(&self) -> String {
+        let n = self.n_params as f64;
+        match self.n_params {
+            1_000_000_000.. => format!("{:.1}B", n / 1e9),
+            1_000_000.. => format!("{:.0}M", n / 1e6),
+            _ => format!("{:.0}K", n / 1e3),
+        }
+    }
+
+    fn key(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.architecture)
+    }
+
+    fn check_dimensions(&self) -> Result<(), FactsError> {
+        let divides = |key: &str, n: usize, by: usize, of: &str| {
+            if n.is_multiple_of(by) {
+                return Ok(());
+            }
+            Err(FactsError::KeyValue {
+                key: self.key(key),
+                found: grouped(n as u64),
+                expected: format!("a multiple of {} ({of})", grouped(by as u64)),
+            })
+        };
+        divides(
+            "attention.head_count",
+            self.n_head,
+            self.n_head_kv,
+            "key/value heads",
+        )?;
+        divides(
+            "embedding_length",
+            self.n_embd,
+            TERNARY_BLOCK,
+            "a block of I2_S",
+        )?;
+        divides(
+            "feed_forward_length",
+            self.n_ff,
+            TERNARY_BLOCK,
+            "a block of I2_S",
+        )?;
+        divides(
+            "rope.dimension_count",
+            self.rope.dims,
+            2,
+            "RoPE turns pairs",
+        )?;
+        let equals = |key: &str, found: usize, expected: usize, of: &str| {
+            if found == expected {
+                return Ok(());
+            }
+            Err(FactsError::KeyValue {
+                key: self.key(key),
+                found: grouped(found as u64),
+                expected: format!("{} ({of})", grouped(expected as u64)),
+            })
+        };
+        equals(
+            "embedding_length",
+            self.n_embd,
+            self.n_head * self.head_dim,
+            "heads times values per head",
+        )?;
+        equals(
+            "rope.dimension_count",
+            self.rope.dims,
+            self.head_dim,
+            "values per head",
+        )
+    }
+
+    /// The file does not say which activation it was trained with, and converters have named both kinds `bitnet-b1.58`:
+    /// known models are recognised by their shape, the rest follows the architecture.
+    fn choose_activation(&mut self, overrides: &Overrides) {
+        let by_name = match self.architecture {
+            Architecture::BitnetB158 | Architecture::Bitnet25 => Activation::Relu2,
+            Architecture::Bitnet | Architecture::Llama => Activation::Silu,
+        };
+        let is_2b_4t = (self.n_embd, self.n_ff, self.n_layer) == (2560, 6912, 30);
+        let by_shape = match self.architecture {
+            Architecture::Llama => None,
+            _ if is_2b_4t => Some((Activation::Relu2, "its shape is that of BitNet b1.58 2B-4T")),
+            _ if self.n_vocab == 32002 => Some((
+                Activation::Silu,
+                "its vocabulary of 32,002 tokens is 1bitLLM's",
+            )),
+            _ => None,
+        };
+        self.activation = by_name;
+        if let Some((activation, because)) = by_shape.filter(|choice| choice.0 != by_name) {
+            self.activation = activation;
+            self.notes.push(format!(
+                "activation {} although the architecture is `{}`: {because}",
+                activation_name(activation),
+                self.architecture
+            ));
+        }
+        if let Some(activation) = overrides.activation {
+            self.activation = activation;
+        }
+    }
+
+    /// bitnet graphs use the embedding even when the file carries `output.weight`, as the reference does.
+    fn choose_head(&mut self, gguf: &Gguf, overrides: &Overrides) {
+        let has_output = gguf.tensor(OUTPUT).is_some();
+        self.tied_head = match overrides.untied_head {
+            Some(untied) => !untied,
+            None => self.architecture.is_bitnet() || !has_output,
+        };
+        if has_output && self.tied_head {
+            self.notes.push(format!(
+                "`{OUTPUT}` is not used: the head is the token embedding"
+            ));
+        }
+    }
+
+    fn check_tensors(&mut self, gguf: &Gguf) -> Result<(), FactsError> {
+        let matrix = [self.n_embd as u64, self.n_vocab as u64];
+        let embedding = check(gguf, TOKEN_EMBD, &matrix, DENSE_TYPES)?;
+        let head = check(gguf, self.head_name(), &matrix, DENSE_TYPES)?;
+        (self.embedding_type, self.embedding_bytes) = (embedding.ty, embedding.bytes);
+        (self.head_type, self.head_bytes) = (head.ty, head.bytes);
+        self.n_params = embedding.elements();
+        if !self.tied_head {
+            self.n_params += head.elements();
+        }
+        self.count_vector(gguf, OUTPUT_NORM, self.n_embd)?;
+        if self.rope.has_factors {
+            check(gguf, ROPE_FREQS, &[self.rope.dims as u64 / 2], VECTOR_TYPES)?;
+        }
+        for layer in 0..self.n_layer {
+            self.check_layer(gguf, layer)?;
+        }
+        self.refuse_stray_tensors(gguf)
+    }
+
+    fn check_layer(&mut self, gguf: &Gguf, layer: usize) -> Result<(), FactsError> {
+        for linear in Linear::ALL {
+            let (rows, cols) = self.linear_shape(linear);
+            let name = linear.weight_name(layer);
+            let info = check(gguf, &name, &[cols as u64, rows as u64], TERNARY_TYPES)?;
+            if layer == 0 && linear == Linear::Q {
+                self.ternary_type = info.ty;
+            }
+            self.n_params += info.elements();
+            self.weight_bytes += info.elements() / 4;
+            let bias = linear.bias_name(layer);
+            if linear.may_have_bias() && gguf.tensor(&bias).is_some() {
+                self.attn_biases = true;
+                self.count_vector(gguf, &bias, rows)?;
+            }
+        }
+        for &norm in self.norms() {
+            self.count_vector(gguf, &norm.name(layer), self.norm_len(norm))?;
+        }
+        Ok(())
+    }
+
+    fn count_vector(&mut self, gguf: &Gguf, name: &str, len: usize) -> Result<(), FactsError> {
+        check(gguf, name, &[len as u64], VECTOR_TYPES)?;
+        self.n_params += len as u64;
+        self.vector_bytes += len as u64 * 4;
+        Ok(())
+    }
+
+    fn refuse_stray_tensors(&self, gguf: &Gguf) -> Result<(), FactsError> {
+        let stray = gguf.tensors().iter().find(|info| !self.knows(&info.name));
+        stray.map_or(Ok(()), |info| {
+            Err(FactsError::StrayTensor {
+                name: info.name.clone(),
+                architecture: self.architecture.to_string(),
+            })
+        })
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        // Old converters stored RoPE's inverse frequencies, which follow from the base.
+        if [TOKEN_EMBD, OUTPUT, OUTPUT_NORM, ROPE_FREQS].contains(&name)
+            || name.contains("rot_embd")
+        {
+            return true;
+        }
+        let mut parts = name.splitn(3, '.');
+        let (Some("blk"), Some(layer), Some(rest)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return false;
+        };
+        let Some(layer) = layer.parse().ok().filter(|&layer| layer < self.n_layer) else {
+            return false;
+        };
+        if self.norms().iter().any(|norm| norm.name(layer) == name) {
+            return true;
+        }
+        let Some((stem, kind)) = rest.split_once('.') else {
+            return false;
+        };
+        Linear::ALL.iter().any(|linear| {
+            linear.stem() == stem
+                && (kind == "weight" || kind == "scale" || kind == "bias" && linear.may_have_bias())
+        })
+    }
+}
+
+fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Relu2 => "relu2",
+        Activation::Silu => "silu",
+    }
+}
+
+/// The tensor, when it has these dimensions (fastest first) and one of these types.
+pub(crate) fn check<'a>(
+    gguf: &'a Gguf,
+    name: &str,
+    dims: &[u64],
+    types: &'static [TensorType],
+) -> Result<&'a TensorInfo, FactsError> {
+    let info = gguf.tensor(name).ok_or_else(|| FactsError::MissingTensor {
+        name: name.to_owned(),
+    })?;
+    if without_trailing_ones(&info.dims) != without_trailing_ones(dims) {
+        return Err(FactsError::Shape {
+            name: name.to_owned(),
+            found: info.dims.clone(),
+            expected: dims.to_owned(),
+        });
+    }
+    if !types.contains(&info.ty) {
+        return Err(FactsError::Type {
+            name: name.to_owned(),
+            found: info.ty,
+            expected: types,
+        });
+    }
+    Ok(info)
+}
+
+fn without_trailing_ones(dims: &[u64]) -> &[u64] {
+    let len = dims
+        .iter()
+        .rposition(|&dim| dim != 1)
+        .map_or(0, |last| last + 1);
+    &dims[..len]
+}
+
+fn refuse_unsupported(gguf: &Gguf) -> Result<(), FactsError> {
+    let transformed = gguf
+        .values()
+        .iter()
+        .find(|(key, _)| key.starts_with("prism.hadamard."));
+    if let Some((key, _)) = transformed {
+        return Err(FactsError::Transformed { key: key.clone() });
+    }
+    match gguf.u64("split.count")? {
+        Some(count) if count > 1 => Err(FactsError::Split { count }),
+        _ => Ok(()),
+    }
+}
+
+fn architecture(gguf: &Gguf) -> Result<Architecture, FactsError> {
+    let key = "general.architecture";
+    let found = gguf
+        .str(key)?
+        .ok_or_else(|| FactsError::MissingKey { key: key.into() })?;
+    let pools = gguf.value(&format!("{found}.pooling_type")).is_some();
+    let known = Architecture::ALL
+        .into_iter()
+        .find(|architecture| architecture.name() == found);
+    let has_input_norms = || gguf.tensor("blk.0.attn_q_norm_in.weight").is_some();
+    match known {
+        Some(_) if pools || has_input_norms() => {}
+        Some(architecture) => return Ok(architecture),
+        None if pools
+            || matches!(
+                found,
+                "qwen3" | "gemma3" | "gemma-embedding" | "bert" | "nomic-bert"
+            ) => {}
+        None => {
+            return Err(FactsError::Architecture {
+                found: found.to_owned(),
+            });
+        }
+    }
+    Err(FactsError::Embedding {
+        found: found.to_owned(),
+    })
+}
+
+/// Reads the keys of one architecture.
+struct Keys<'a> {
+    gguf: &'a Gguf,
+    architecture: Architecture,
+}
+
+impl Keys<'_> {
+    /// All that the keys say; the fields that follow from tensors and rules are still neutral.
+    fn facts(&self, overrides: &Overrides) -> Result<ModelFacts, FactsError> {
+        self.refuse_other_graphs()?;
+        let n_embd = self.required("embedding_length", MAX_DIM)?;
+        let n_head = self.required("attention.head_count", MAX_DIM)?;
+        let n_head_kv = self
+            .dimension("attention.head_count_kv", MAX_DIM)?
+            .unwrap_or(n_head);
+        let head_dim = self.head_dim(n_embd, n_head)?;
+        Ok(ModelFacts {
+            architecture: self.architecture,
+            name: self.gguf.str("general.name")?.map(str::to_owned),
+            n_layer: self.required("block_count", MAX_LAYERS)?,
+            n_embd,
+            n_ff: self.required("feed_forward_length", MAX_DIM)?,
+            n_head,
+            n_head_kv,
+            head_dim,
+            n_vocab: self.n_vocab()?,
+            context_length: self.required("context_length", u32::MAX.into())?,
+            rope: self.rope(head_dim, overrides)?,
+            norm_eps: self.norm_eps()?,
+            activation: Activation::Relu2,
+            sub_norms: self.architecture.is_bitnet(),
+            tied_head: true,
+            attn_biases: false,
+            ternary_type: TensorType::I2S,
+            embedding_type: TensorType::F16,
+            head_type: TensorType::F16,
+            n_params: 0,
+            file_bytes: self.gguf.file_bytes(),
+            weight_bytes: 0,
+            head_bytes: 0,
+            embedding_bytes: 0,
+            vector_bytes: 0,
+            notes: Vec::new(),
+        })
+    }
+
+    fn key(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.architecture)
+    }
+
+    fn missing(&self, suffix: &str) -> FactsError {
+        FactsError::MissingKey {
+            key: self.key(suffix),
+        }
+    }
+
+    fn wrong(&self, suffix: &str, found: impl fmt::Display, expected: &str) -> FactsError {
+        FactsError::KeyValue {
+            key: self.key(suffix),
+            found: found.to_string(),
+            expected: expected.to_owned(),
+        }
+    }
+
+    fn required(&self, suffix: &str, most: u64) -> Result<usize, FactsError> {
+        self.dimension(suffix, most)?
+            .ok_or_else(|| self.missing(suffix))
+    }
+
+    /// A number from 1 to `most`. Arrays (a value per layer) count when all values are the same.
+    fn dimension(&self, suffix: &str, most: u64) -> Result<Option<usize>, FactsError> {
+        let key = self.key(suffix);
+        let found = match self.gguf.value(&key) {
+            Some(Value::Array(array)) => {
+                let values: Vec<i32> = array.i32s().map(Iterator::collect).unwrap_or_default();
+                match values.first() {
+                    Some(&first) if values.iter().all(|&v| v == first) => u64::try_from(first).ok(),
+                    _ => return Err(self.wrong(suffix, "an array", "one number for all layers")),
+                }
+            }
+            _ => self.gguf.u64(&key)?,
+        };
+        match found {
+            None => Ok(None),
+            Some(n) if (1..=most).contains(&n) => Ok(Some(n as usize)),
+            Some(n) => Err(self.wrong(suffix, grouped(n), &format!("1 to {}", grouped(most)))),
+        }
+    }
+
+    fn head_dim(&self, n_embd: usize, n_head: usize) -> Result<usize, FactsError> {
+        if n_embd % n_head != 0 {
+            let expected = format!("a multiple of {n_head} (heads)");
+            return Err(self.wrong("embedding_length", grouped(n_embd as u64), &expected));
+        }
+        let head_dim = n_embd / n_head;
+        for suffix in ["attention.key_length", "attention.value_length"] {
+            match self.dimension(suffix, MAX_DIM)? {
+                Some(found) if found != head_dim => {
+                    let expected = format!("{head_dim} (embedding length over heads)");
+                    return Err(self.wrong(suffix, found, &expected));
+                }
+                _ => {}
+            }
+        }
+        Ok(head_dim)
+    }
+
+    /// Rows of the embedding; the key and the tokenizer must agree with it.
+    fn n_vocab(&self) -> Result<usize, FactsError> {
+        let embedding = self
+            .gguf
+            .tensor(TOKEN_EMBD)
+            .ok_or_else(|| FactsError::MissingTensor {
+                name: TOKEN_EMBD.into(),
+            })?;
+        let rows = embedding.rows();
+        if rows > MAX_DIM {
+            let name = embedding.name.clone();
+            let (found, expected) = (embedding.dims.clone(), vec![embedding.cols(), MAX_DIM]);
+            return Err(FactsError::Shape {
+                name,
+                found,
+                expected,
+            });
+        }
+        let expected = format!("{} (rows of `{TOKEN_EMBD}`)", grouped(rows));
+        match self.dimension("vocab_size", MAX_DIM)? {
+            Some(found) if found as u64 != rows => {
+                return Err(self.wrong("vocab_size", grouped(found as u64), &expected));
+            }
+            _ => {}
+        }
+        let key = "tokenizer.ggml.tokens";
+        match self.gguf.value(key).and_then(Value::as_array) {
+            Some(tokens) if tokens.len() as u64 != rows => Err(FactsError::KeyValue {
+                key: key.into(),
+                found: format!("{} tokens", grouped(tokens.len() as u64)),
+                expected,
+            }),
+            _ => Ok(rows as usize),
+        }
+    }
+
+    fn norm_eps(&self) -> Result<f32, FactsError> {
+        let suffix = "attention.layer_norm_rms_epsilon";
+        let eps = self
+            .gguf
+            .f32(&self.key(suffix))?
+            .ok_or_else(|| self.missing(suffix))?;
+        if eps.is_finite() && (0.0..1.0).contains(&eps) {
+            Ok(eps)
+        } else {
+            Err(self.wrong(suffix, eps, "a number from 0 to 1"))
+        }
+    }
+
+    fn rope(&self, head_dim: usize, overrides: &Overrides) -> Result<Rope, FactsError> {
+        self.refuse_rope_scaling()?;
+        let in_file = self.gguf.f32(&self.key("rope.freq_base"))?;
+        let freq_base = overrides.rope_freq_base.or(in_file).unwrap_or(10_000.0);
+        if !freq_base.is_finite() || freq_base <= 1.0 {
+            return Err(self.wrong("rope.freq_base", freq_base, "a number above 1"));
+        }
+        Ok(Rope {
+            style: if self.architecture.is_bitnet() {
+                RopeStyle::Neox
+            } else {
+                RopeStyle::Interleaved
+            },
+            freq_base,
+            dims: self
+                .dimension("rope.dimension_count", MAX_DIM)?
+                .unwrap_or(head_dim),
+            has_factors: self.gguf.tensor(ROPE_FREQS).is_some(),
+        })
+    }
+
+    fn refuse_rope_scaling(&self) -> Result<(), FactsError> {
+        let suffix = "rope.scaling.type";
+        match self.gguf.str(&self.key(suffix))? {
+            None | Some("none" | "linear") => {}
+            Some(found) => {
+                return Err(self.wrong(
+                    suffix,
+                    format!("`{found}`"),
+                    "`none`, or `linear` with factor 1",
+                ));
+            }
+        }
+        for suffix in ["rope.scaling.factor", "rope.scale_linear"] {
+            match self.gguf.f32(&self.key(suffix))? {
+                Some(factor) if factor != 1.0 && factor != 0.0 => {
+                    return Err(self.wrong(
+                        suffix,
+                        factor,
+                        "1 (scaled positions are not supported)",
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Options of other graphs, which would silently change the result.
+    fn refuse_other_graphs(&self) -> Result<(), FactsError> {
+        let experts = self.gguf.u64(&self.key("expert_count"))?;
+        if let Some(n) = experts.filter(|&n| n > 0) {
+            return Err(self.wrong(
+                "expert_count",
+                n,
+                "0 (mixtures of experts are not supported)",
+            ));
+        }
+        let window = self.gguf.u64(&self.key("attention.sliding_window"))?;
+        let context = self
+            .gguf
+            .u64(&self.key("context_length"))?
+            .unwrap_or(u64::MAX);
+        if let Some(n) = window.filter(|&n| n > 0 && n < context) {
+            return Err(self.wrong("attention.sliding_window", n, "none (full attention)"));
+        }
+        if self.gguf.bool(&self.key("attention.causal"))? == Some(false) {
+            return Err(self.wrong("attention.causal", "false", "true"));
+        }
+        Ok(())
+    }
+}
