@@ -1,3 +1,29 @@
 //! llama-server's and OpenAI's HTTP API over a [`backend::Backend`]. Async lives here and nowhere else.
+//!
+//! [`App::new`] with settings and a backend, [`serve`] on a listening socket at once, [`App::set_model`] when the model's
+//! header is read and the plan made, [`App::drain`] to end. Until the model is set and the backend ready, every route
+//! answers 503 `Loading model`.
 
+mod app;
+mod auth;
 pub mod backend;
+mod clock;
+mod config;
+mod error;
+mod front;
+mod health;
+mod metrics;
+mod model;
+mod page;
+mod reply;
+mod routes;
+mod serve;
+mod template;
+mod timeout;
+
+pub use app::App;
+pub use config::{ApiKeys, Cors, ServerConfig};
+pub use error::ApiError;
+pub use model::ModelCard;
+pub use serve::{Listener, serve};
+pub use template::{ChatTemplate, TemplateError, TemplateFacts, TemplateSource, builtin_names};

@@ -1,0 +1,155 @@
+//! What all requests share: settings, the backend, the model's card, the counters, and the phase of life.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::backend::{Backend, BackendState};
+use crate::config::ServerConfig;
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+use crate::model::{Model, ModelCard};
+use crate::template::TemplateError;
+
+/// Requests parsed and tokenised at the same time: enough for two cores, few enough that decoding keeps its own.
+const PREPARING_AT_ONCE: usize = 4;
+
+/// Where in its life the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Serving,
+    /// No new work; what runs may run until then.
+    Draining(Instant),
+    /// Everything ends now.
+    CutOff,
+}
+
+/// The HTTP side of the program. Make one, hand it to [`crate::serve`], tell it about the model when it is known.
+pub struct App {
+    pub(crate) config: ServerConfig,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) metrics: Metrics,
+    model: RwLock<Option<Arc<Model>>>,
+    phase: watch::Sender<Phase>,
+    generations: watch::Sender<usize>,
+    preparing: Semaphore,
+}
+
+impl App {
+    /// An app that answers 503 `Loading model` until [`App::set_model`] was called and the backend is ready.
+    pub fn new(config: ServerConfig, backend: Arc<dyn Backend>) -> Arc<App> {
+        Arc::new(App {
+            config,
+            backend,
+            metrics: Metrics::new(),
+            model: RwLock::new(None),
+            phase: watch::Sender::new(Phase::Serving),
+            generations: watch::Sender::new(0),
+            preparing: Semaphore::new(PREPARING_AT_ONCE),
+        })
+    }
+
+    /// Makes the model known, or puts another in its place; running requests keep the one they began with.
+    ///
+    /// # Errors
+    /// When the chat template given in the settings is no template; the model is not set then.
+    pub fn set_model(&self, card: ModelCard) -> Result<(), TemplateError> {
+        let model = Model::new(card, &self.config)?;
+        *self.model.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(model));
+        Ok(())
+    }
+
+    /// Takes no new work, lets what runs finish for at most `within`, then makes [`crate::serve`] return. Calling it
+    /// again with a shorter time shortens the wait.
+    pub fn drain(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        self.phase.send_modify(|phase| {
+            *phase = match *phase {
+                Phase::Serving => Phase::Draining(deadline),
+                Phase::Draining(earlier) => Phase::Draining(earlier.min(deadline)),
+                Phase::CutOff => Phase::CutOff,
+            }
+        });
+    }
+
+    /// Ends all generations where they are, with a proper last frame.
+    pub(crate) fn cut_off(&self) {
+        self.phase.send_replace(Phase::CutOff);
+    }
+
+    pub(crate) fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Returns when everything has to end.
+    pub(crate) async fn until_cut_off(mut phase: watch::Receiver<Phase>) {
+        let _ = phase.wait_for(|phase| *phase == Phase::CutOff).await;
+    }
+
+    /// The state clients see: the backend's, unless the server itself is on its way out or knows no model yet.
+    pub(crate) fn state(&self) -> BackendState {
+        if *self.phase.borrow() != Phase::Serving {
+            return BackendState::Draining;
+        }
+        match self.backend.state() {
+            BackendState::Ready if self.model().is_none() => BackendState::Loading,
+            state => state,
+        }
+    }
+
+    pub(crate) fn model(&self) -> Option<Arc<Model>> {
+        self.model
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The model, if requests can be served now.
+    pub(crate) fn ready(&self) -> Result<Arc<Model>, ApiError> {
+        match self.state() {
+            BackendState::Ready => self.model().ok_or_else(ApiError::loading),
+            state => Err(state.into()),
+        }
+    }
+
+    /// Returns when no generation runs.
+    pub(crate) async fn idle(&self) {
+        let _ = self
+            .generations
+            .subscribe()
+            .wait_for(|running| *running == 0)
+            .await;
+    }
+
+    /// Counts a generation until the guard is dropped.
+    pub(crate) fn begin_generation(self: &Arc<Self>) -> Generation {
+        self.generations.send_modify(|running| *running += 1);
+        Generation(Arc::clone(self))
+    }
+
+    /// Runs `work` off the async threads: parsing, templates and tokenising of large requests take milliseconds.
+    pub(crate) async fn prepare<T, F>(&self, work: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, ApiError> + Send + 'static,
+    {
+        let _permit = self.preparing.acquire().await;
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => {
+                tracing::error!("preparing a request failed: {error}");
+                Err(ApiError::server("the request could not be prepared"))
+            }
+        }
+    }
+}
+
+/// A running generation, for draining.
+pub(crate) struct Generation(Arc<App>);
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.0.generations.send_modify(|running| *running -= 1);
+    }
+}

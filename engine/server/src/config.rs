@@ -1,0 +1,129 @@
+//! What the launcher decides about the HTTP side before a model is known. Plain data with llama-server's defaults.
+
+use std::fmt;
+use std::time::Duration;
+
+use bitnet_model::protocol::SamplingParams;
+use serde_json::{Map, Value};
+
+/// Settings of the HTTP server.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Addresses as people write them, `127.0.0.1:8081`; for the log and the page only.
+    pub addresses: Vec<String>,
+    /// Version of the program, `0.1.0`.
+    pub version: String,
+    /// Build name for `/props`, `system_fingerprint` and `/metrics`; starts with `b`.
+    pub build: String,
+    /// Names the model answers to in `model`; empty: its path's file name.
+    pub aliases: Vec<String>,
+    /// Keys that open the API; empty: no authentication.
+    pub api_keys: ApiKeys,
+    /// `/models` and `/v1/models` need no key.
+    pub public_models: bool,
+    /// Most tokens per answer when the request does not say; `None`: until the context is full.
+    pub max_tokens: Option<u32>,
+    /// Most tokens per answer whatever the request says.
+    pub max_tokens_cap: Option<u32>,
+    /// Prompt tokens kept when the context is shifted; -1 = all.
+    pub n_keep: i64,
+    /// Sampling where the request does not say; `seed` is not read, see [`ServerConfig::seed`].
+    pub sampling: SamplingParams,
+    /// Seed where the request does not say; `None`: a fresh one each time.
+    pub seed: Option<u32>,
+    /// Stop strings where the request does not say.
+    pub stop: Vec<String>,
+    /// Reuse cached prefixes where the request does not say.
+    pub cache_prompt: bool,
+    /// Show the text of control tokens in answers.
+    pub special: bool,
+    /// A built-in template's name, or Jinja text, in place of the model's.
+    pub chat_template: Option<String>,
+    /// Variables added to every template.
+    pub template_kwargs: Map<String, Value>,
+    /// System message for chats that have none (llama-server's `-p`).
+    pub system_message: Option<String>,
+    /// A last message of the assistant is continued rather than answered.
+    pub prefill_assistant: bool,
+    /// Cross-origin rules.
+    pub cors: Cors,
+    /// Put before every route, for example `/llm`; empty or starting with `/`, not ending with one.
+    pub api_prefix: String,
+    /// Serve `GET /slots`.
+    pub slots_endpoint: bool,
+    /// Serve `GET /metrics`.
+    pub metrics_endpoint: bool,
+    /// Serve `POST /props`.
+    pub props_endpoint: bool,
+    /// Serve the page at `/`.
+    pub page: bool,
+    /// Larger request bodies answer 413.
+    pub body_limit_bytes: usize,
+    /// Open connections at a time; more answer 503 and are closed.
+    pub max_connections: usize,
+    /// A request head must be complete, and a started body must go on, within this time.
+    pub read_timeout: Duration,
+    /// A client that takes no bytes for this long is gone.
+    pub write_timeout: Duration,
+    /// Silence in a stream before a comment line is sent.
+    pub sse_ping: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        ServerConfig {
+            addresses: Vec::new(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            build: concat!("b1-", env!("CARGO_PKG_VERSION")).into(),
+            aliases: Vec::new(),
+            api_keys: ApiKeys::default(),
+            public_models: false,
+            max_tokens: None,
+            max_tokens_cap: None,
+            n_keep: 0,
+            sampling: SamplingParams::default(),
+            seed: None,
+            stop: Vec::new(),
+            cache_prompt: true,
+            special: false,
+            chat_template: None,
+            template_kwargs: Map::new(),
+            system_message: None,
+            prefill_assistant: true,
+            cors: Cors::default(),
+            api_prefix: String::new(),
+            slots_endpoint: true,
+            metrics_endpoint: true,
+            props_endpoint: false,
+            page: true,
+            body_limit_bytes: 64 << 20,
+            max_connections: 512,
+            read_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(600),
+            sse_ping: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Secrets; `Debug` shows how many there are and nothing else.
+#[derive(Clone, Default)]
+pub struct ApiKeys(pub Vec<String>);
+
+impl fmt::Debug for ApiKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} keys", self.0.len())
+    }
+}
+
+/// Which browsers' pages may call the API.
+#[derive(Debug, Clone, Default)]
+pub struct Cors {
+    /// Origins that get an answer they can read; empty: any; the word `localhost`: pages of this machine.
+    pub origins: Vec<String>,
+    /// `Access-Control-Allow-Methods`; `None`: `GET, POST, DELETE, OPTIONS`.
+    pub methods: Option<String>,
+    /// `Access-Control-Allow-Headers`; `None`: those the browser asks for.
+    pub headers: Option<String>,
+    /// Leave out `Access-Control-Allow-Credentials`.
+    pub no_credentials: bool,
+}

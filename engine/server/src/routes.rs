@@ -1,0 +1,105 @@
+//! Which handler answers which path.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::routing::{any, get};
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::{front, health, metrics, page};
+
+/// Routes other llama-servers have and this one answers with 501, and why.
+const NOT_SUPPORTED: &[(&[&str], &str)] = &[
+    (
+        &["/embedding", "/embeddings", "/v1/embeddings"],
+        "This server does not support embeddings: the model generates text",
+    ),
+    (
+        &["/infill"],
+        "This server does not support infill: the model's vocabulary has no fill-in-the-middle tokens",
+    ),
+    (
+        &["/rerank", "/reranking", "/v1/rerank", "/v1/reranking"],
+        "This server does not support reranking: the model generates text",
+    ),
+    (
+        &["/lora-adapters"],
+        "This server does not support LoRA adapters: they cannot be applied to ternary weights",
+    ),
+    (
+        &[
+            "/responses",
+            "/v1/responses",
+            "/responses/input_tokens",
+            "/v1/responses/input_tokens",
+        ],
+        "This server does not support the Responses API; use `/v1/chat/completions`",
+    ),
+    (
+        &["/v1/messages", "/v1/messages/count_tokens"],
+        "This server does not support the Messages API; use `/v1/chat/completions`",
+    ),
+    (
+        &["/v1/audio/transcriptions"],
+        "This server does not support audio: the model reads text",
+    ),
+    (
+        &["/slots/{id}"],
+        "This server does not support saving and restoring slots",
+    ),
+];
+
+/// All routes under the configured prefix.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let table = Table {
+        prefix: app.config.api_prefix.clone(),
+        router: Router::new(),
+    };
+    let mut table = table
+        .get(&["/health", "/v1/health"], health::health)
+        .get(&["/metrics"], metrics::metrics);
+    for (paths, why) in NOT_SUPPORTED {
+        table = table.not_supported(paths, why);
+    }
+    let page_path = if table.prefix.is_empty() {
+        "/".to_owned()
+    } else {
+        table.prefix.clone()
+    };
+    table
+        .router
+        .route(&page_path, get(page::page))
+        .fallback(front::not_found)
+        .method_not_allowed_fallback(front::wrong_method)
+        .with_state(app)
+}
+
+struct Table {
+    prefix: String,
+    router: Router<Arc<App>>,
+}
+
+impl Table {
+    fn get<H, T>(mut self, paths: &[&str], handler: H) -> Self
+    where
+        H: Handler<T, Arc<App>>,
+        T: 'static,
+    {
+        for path in paths {
+            self.router = self
+                .router
+                .route(&format!("{}{path}", self.prefix), get(handler.clone()));
+        }
+        self
+    }
+
+    fn not_supported(mut self, paths: &[&str], why: &'static str) -> Self {
+        for path in paths {
+            let answer = any(move || async move { ApiError::not_supported(why) });
+            self.router = self.router.route(&format!("{}{path}", self.prefix), answer);
+        }
+        self
+    }
+}
