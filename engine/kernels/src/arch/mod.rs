@@ -1,0 +1,119 @@
+//! One module per instruction set, and the one place that enters them. An unsafe fence: loads, stores and that entry.
+//!
+//! `lanes.rs` holds the f32 operations once, as text over blocks of 32 lanes; each instruction set brings the block type and
+//! its primitives. Integer kernels are written out per instruction set, since integer sums are exact in any order.
+#![allow(unsafe_code)]
+
+#[macro_use]
+mod lanes;
+mod scalar;
+
+use crate::{Attend, DenseType, Isa, QuantRowMut, QuantRows};
+
+/// An instruction set that this CPU was seen to have.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Runnable(Isa);
+
+impl Runnable {
+    pub(crate) fn new(isa: Isa) -> Option<Runnable> {
+        detected(isa).then_some(Runnable(isa))
+    }
+
+    pub(crate) fn isa(self) -> Isa {
+        self.0
+    }
+}
+
+fn detected(isa: Isa) -> bool {
+    isa == Isa::Scalar
+}
+
+macro_rules! enter {
+    ($runnable:expr, $function:ident($($argument:expr),*)) => {
+        match $runnable.0 {
+            Isa::Scalar => scalar::$function($($argument),*),
+            isa => unreachable!("`{isa}` is never runnable here"),
+        }
+    };
+}
+
+/// The operations of [`Kernel`](crate::Kernel) with shapes already checked.
+impl Runnable {
+    pub(crate) fn quantize(self, x: &[f32], row: QuantRowMut<'_>) {
+        enter!(self, quantize(x, row));
+    }
+
+    /// `codes`: whole rows in I2_S, `out[t].len()` of them.
+    pub(crate) fn matmul_i2_s(
+        self,
+        codes: &[u8],
+        scale: f32,
+        x: &QuantRows,
+        out: &mut [&mut [f32]],
+    ) {
+        enter!(self, matmul_i2_s(codes, scale, x, out));
+    }
+
+    pub(crate) fn dense_row(self, ty: DenseType, row: &[u8], out: &mut [f32]) {
+        match ty {
+            DenseType::F32 => enter!(self, f32_row(row, out)),
+            DenseType::F16 => enter!(self, f16_row(row, out)),
+            DenseType::BF16 => enter!(self, bf16_row(row, out)),
+            DenseType::Q8_0 => enter!(self, q8_0_row(row, out)),
+            DenseType::Q6_K => enter!(self, q6_k_row(row, out)),
+            DenseType::Q4_0 => enter!(self, q4_0_row(row, out)),
+        }
+    }
+
+    pub(crate) fn dense_matmul(
+        self,
+        ty: DenseType,
+        rows: &[u8],
+        row_bytes: usize,
+        x: &[&[f32]],
+        out: &mut [&mut [f32]],
+    ) {
+        match ty {
+            DenseType::F32 => enter!(self, f32_matmul(rows, row_bytes, x, out)),
+            DenseType::F16 => enter!(self, f16_matmul(rows, row_bytes, x, out)),
+            DenseType::BF16 => enter!(self, bf16_matmul(rows, row_bytes, x, out)),
+            DenseType::Q8_0 => enter!(self, q8_0_matmul(rows, row_bytes, x, out)),
+            DenseType::Q6_K => enter!(self, q6_k_matmul(rows, row_bytes, x, out)),
+            DenseType::Q4_0 => enter!(self, q4_0_matmul(rows, row_bytes, x, out)),
+        }
+    }
+
+    pub(crate) fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        enter!(self, rms_norm(x, weight, eps, out));
+    }
+
+    pub(crate) fn relu2_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        enter!(self, relu2_mul(gate, up, out));
+    }
+
+    pub(crate) fn silu_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        enter!(self, silu_mul(gate, up, out));
+    }
+
+    pub(crate) fn add(self, x: &mut [f32], y: &[f32]) {
+        enter!(self, add(x, y));
+    }
+
+    pub(crate) fn attend_f16(self, a: Attend<'_, u16>) {
+        enter!(self, attend_f16(a));
+    }
+
+    pub(crate) fn attend_f32(self, a: Attend<'_, f32>) {
+        enter!(self, attend_f32(a));
+    }
+
+    pub(crate) fn store_f16(self, x: &[f32], out: &mut [u16]) {
+        enter!(self, store_f16(x, out));
+    }
+}
+
+/// The one f32 expression of a ternary product. `acc`: Σ code·q, `sum`: Σ q, both exact; `s`: of the activations.
+#[inline(always)]
+fn finish(acc: i32, sum: i32, s: f32, scale: f32) -> f32 {
+    (acc - sum) as f32 / s * scale
+}

@@ -1,0 +1,159 @@
+//! Plain Rust: the reference that every instruction set equals bit for bit.
+
+use super::finish;
+use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
+use crate::{QuantRows, bf16_to_f32, f16_to_f32, f32_to_f16};
+
+float_kernels!();
+
+/// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`.
+pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
+    for (r, codes) in codes.chunks_exact(x.cols() / 4).enumerate() {
+        for (t, out) in out.iter_mut().enumerate() {
+            let x = x.row(t);
+            out[r] = finish(dot_i2_s(codes, x.values), x.sum, x.scale, scale);
+        }
+    }
+}
+
+fn dot_i2_s(codes: &[u8], x: &[i8]) -> i32 {
+    let mut sum = 0;
+    for (codes, x) in codes
+        .chunks_exact(BLOCK_BYTES)
+        .zip(x.chunks_exact(BLOCK_COLS))
+    {
+        for (x, shift) in x.chunks_exact(BLOCK_BYTES).zip([6, 4, 2, 0]) {
+            for (code, x) in codes.iter().zip(x) {
+                sum += i32::from(code >> shift & 3) * i32::from(*x);
+            }
+        }
+    }
+    sum
+}
+
+/// 32 lanes.
+type Block = [f32; 32];
+
+/// Tokens or heads that share a decoded block.
+const GROUP: usize = 4;
+
+fn map2(a: Block, b: Block, f: impl Fn(f32, f32) -> f32) -> Block {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+fn splat(x: f32) -> Block {
+    [x; 32]
+}
+
+fn load(x: &[f32; 32]) -> Block {
+    *x
+}
+
+fn store(x: Block, out: &mut [f32; 32]) {
+    *out = x;
+}
+
+fn plus(a: Block, b: Block) -> Block {
+    map2(a, b, |a, b| a + b)
+}
+
+fn minus(a: Block, b: Block) -> Block {
+    map2(a, b, |a, b| a - b)
+}
+
+fn times(a: Block, b: Block) -> Block {
+    map2(a, b, |a, b| a * b)
+}
+
+fn over(a: Block, b: Block) -> Block {
+    map2(a, b, |a, b| a / b)
+}
+
+fn fma(a: Block, b: Block, c: Block) -> Block {
+    std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+}
+
+fn max(a: Block, b: Block) -> Block {
+    map2(a, b, |a, b| if a > b { a } else { b })
+}
+
+fn min(a: Block, b: Block) -> Block {
+    map2(a, b, |a, b| if a < b { a } else { b })
+}
+
+/// 2^n, where `x` is n + `lanes::ROUND`.
+fn pow2(x: Block) -> Block {
+    x.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(127 << 23)))
+}
+
+fn sum(x: Block) -> f32 {
+    fold(x, |a, b| a + b)
+}
+
+fn maximum(x: Block) -> f32 {
+    fold(x, |a, b| if a > b { a } else { b })
+}
+
+/// Lane + 16, then + 8, + 4, + 2, + 1.
+fn fold(mut x: Block, f: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [16, 8, 4, 2, 1] {
+        for i in 0..half {
+            x[i] = f(x[i], x[i + half]);
+        }
+    }
+    x[0]
+}
+
+fn load_f16(x: &[u16; 32]) -> Block {
+    x.map(f16_to_f32)
+}
+
+fn store_f16_block(x: Block, out: &mut [u16; 32]) {
+    *out = x.map(f32_to_f16);
+}
+
+fn f32_unit(bytes: &[u8; 128]) -> [Block; 1] {
+    let (numbers, _) = bytes.as_chunks();
+    [std::array::from_fn(|i| f32::from_le_bytes(numbers[i]))]
+}
+
+fn f16_unit(bytes: &[u8; 64]) -> [Block; 1] {
+    let (numbers, _) = bytes.as_chunks();
+    [std::array::from_fn(|i| {
+        f16_to_f32(u16::from_le_bytes(numbers[i]))
+    })]
+}
+
+fn bf16_unit(bytes: &[u8; 64]) -> [Block; 1] {
+    let (numbers, _) = bytes.as_chunks();
+    [std::array::from_fn(|i| {
+        bf16_to_f32(u16::from_le_bytes(numbers[i]))
+    })]
+}
+
+fn q8_0_unit(bytes: &[u8; 34]) -> [Block; 1] {
+    let d = f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]));
+    [std::array::from_fn(|i| d * f32::from(bytes[2 + i] as i8))]
+}
+
+fn q4_0_unit(bytes: &[u8; 18]) -> [Block; 1] {
+    let d = f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]));
+    [std::array::from_fn(|i| {
+        let code = bytes[2 + i % 16] >> (i / 16 * 4) & 15;
+        f32::from(code as i8 - 8) * d
+    })]
+}
+
+fn q6_k_unit(bytes: &[u8; 210]) -> [Block; 8] {
+    let d = f16_to_f32(u16::from_le_bytes([bytes[208], bytes[209]]));
+    std::array::from_fn(|block| {
+        let (half, part) = (block / 4, block % 4);
+        let low = &bytes[64 * half + 32 * (part % 2)..][..32];
+        let high = &bytes[128 + 32 * half..][..32];
+        let scales = &bytes[192 + 8 * half + 2 * part..][..2];
+        std::array::from_fn(|i| {
+            let code = low[i] >> (part / 2 * 4) & 15 | (high[i] >> (2 * part) & 3) << 4;
+            d * f32::from(scales[i / 16] as i8) * f32::from(code as i8 - 32)
+        })
+    })
+}

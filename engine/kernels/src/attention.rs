@@ -1,0 +1,59 @@
+//! What one attention call works on.
+
+/// The query heads that share one key/value head, for one token. `E` is the element of the cache: `u16` (f16 bits) or `f32`.
+///
+/// Per query head: `score[p] = scale · <q, k[p]>`, `e = exp(score - max)`, `w = e · (1 / Σ e)`,
+/// `out = Σ w[p]·v[p]` in the order of positions. The result depends on `q`, `k`, `v`, `n_pos` and `scale`
+/// only. Large negative differences saturate: exp is never below e^-87.
+#[derive(Debug)]
+pub struct Attend<'a, E = u16> {
+    /// `[n_q, head_dim]`; its length says how many query heads there are.
+    pub q: &'a [f32],
+    /// `[n_pos, head_dim]`, contiguous positions; more may follow.
+    pub k: &'a [E],
+    /// `[n_pos, head_dim]`, contiguous positions; more may follow.
+    pub v: &'a [E],
+    /// Numbers per head.
+    pub head_dim: usize,
+    /// Positions to look at, at least 1.
+    pub n_pos: usize,
+    /// Factor of the scores, usually 1/√head_dim.
+    pub scale: f32,
+    /// Scratch, at least `n_q · n_pos`; overwritten.
+    pub scores: &'a mut [f32],
+    /// `[n_q, head_dim]`, overwritten.
+    pub out: &'a mut [f32],
+}
+
+impl<E> Attend<'_, E> {
+    /// Checks all lengths and cuts the slices to them.
+    ///
+    /// # Panics
+    /// When a length doesn't fit the shape.
+    pub(crate) fn checked(mut self) -> Self {
+        assert!(
+            self.head_dim > 0 && self.n_pos > 0,
+            "attention needs a head dimension and a position"
+        );
+        assert!(
+            self.q.len().is_multiple_of(self.head_dim),
+            "q must be [n_q, head_dim]"
+        );
+        assert_eq!(self.out.len(), self.q.len(), "out must be [n_q, head_dim]");
+        let n_q = self.q.len() / self.head_dim;
+        let cache = self
+            .n_pos
+            .checked_mul(self.head_dim)
+            .expect("the cache fits memory");
+        let scores = n_q.checked_mul(self.n_pos).expect("the scores fit memory");
+        assert!(
+            self.k.len() >= cache && self.v.len() >= cache,
+            "k and v must hold [n_pos, head_dim]"
+        );
+        assert!(self.scores.len() >= scores, "scores must hold [n_q, n_pos]");
+        self.k = &self.k[..cache];
+        self.v = &self.v[..cache];
+        self.scores = &mut self.scores[..scores];
+        self
+    }
+}

@@ -1,0 +1,346 @@
+//! Kernels by name, and the operations they offer. Shapes are checked here; the arithmetic is in `arch`.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use crate::arch::Runnable;
+use crate::{Attend, DenseMatrix, PackedMatrix, QuantRowMut, QuantRows};
+
+/// How ternary weights lie in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Packing {
+    /// Two bits per weight in blocks of 128, as in Microsoft's I2_S files.
+    I2S,
+}
+
+impl Packing {
+    /// All packings, best first.
+    pub const ALL: [Packing; 1] = [Packing::I2S];
+
+    /// Its name in flags and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Packing::I2S => "i2_s",
+        }
+    }
+}
+
+/// Instruction sets that have code here.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Isa {
+    /// Plain Rust, on every CPU: the reference for all others.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// AVX2 and the 256-bit VNNI instructions in VEX encoding.
+    AvxVnni,
+    /// AVX-512 F, BW, VL and VNNI.
+    Avx512Vnni,
+}
+
+impl Isa {
+    /// All instruction sets, best first.
+    pub const ALL: [Isa; 4] = [Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::Scalar];
+
+    /// Its name in flags and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avx_vnni",
+            Isa::Avx512Vnni => "avx512_vnni",
+        }
+    }
+}
+
+/// A packing and an instruction set. A value proves that this CPU can run it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Kernel {
+    packing: Packing,
+    isa: Runnable,
+}
+
+/// Which kernel.
+impl Kernel {
+    /// The kernel for `packing` on `isa`; `None` when this CPU lacks the instructions.
+    pub fn new(packing: Packing, isa: Isa) -> Option<Kernel> {
+        let isa = Runnable::new(isa)?;
+        Some(Kernel { packing, isa })
+    }
+
+    /// All kernels this CPU can run, best first; never empty.
+    pub fn available() -> Vec<Kernel> {
+        let pairs = Packing::ALL
+            .into_iter()
+            .flat_map(|p| Isa::ALL.map(|isa| (p, isa)));
+        pairs.filter_map(|(p, isa)| Kernel::new(p, isa)).collect()
+    }
+
+    /// The first of [`available`](Self::available).
+    pub fn best() -> Kernel {
+        Kernel::available()[0]
+    }
+
+    /// The packing it multiplies.
+    pub fn packing(self) -> Packing {
+        self.packing
+    }
+
+    /// The instruction set it runs on.
+    pub fn isa(self) -> Isa {
+        self.isa.isa()
+    }
+}
+
+/// Ternary linears.
+impl Kernel {
+    /// One row of activations as int8: `q = round(s·x)`, half to even, with `s = 127 / max(|x|max, 1e-5)`.
+    ///
+    /// A row with NaN or infinity gives zeros and the scale NaN, so that every product with it is NaN.
+    ///
+    /// # Panics
+    /// When `row` is not as long as `x`.
+    pub fn quantize(self, x: &[f32], row: QuantRowMut<'_>) {
+        assert_eq!(x.len(), row.values.len(), "the row must be as long as x");
+        self.isa.quantize(x, row);
+    }
+
+    /// `out[t][r - rows.start] = (Σ code·q - Σ q) as f32 / s[t] · scale` for `r` in `rows` and every row `t` of `x`.
+    ///
+    /// The sums are i32 and exact; the f32 expression is evaluated in this order everywhere. One pass over the weights for
+    /// few tokens; for many, weights are unpacked once and used for several tokens.
+    ///
+    /// # Panics
+    /// When `w` has another packing or other columns than `x`, `rows` is out of range, or `out` is not `[x.len()][rows]`.
+    pub fn matmul(
+        self,
+        w: &PackedMatrix,
+        rows: Range<usize>,
+        x: &QuantRows,
+        out: &mut [&mut [f32]],
+    ) {
+        assert_eq!(
+            w.packing(),
+            self.packing,
+            "the matrix has another packing than the kernel"
+        );
+        assert_eq!(w.cols(), x.cols(), "x must have the columns of w");
+        check_out(x.len(), &rows, out);
+        self.isa.matmul_i2_s(w.row_bytes(rows), w.scale(), x, out);
+    }
+}
+
+/// Dense rows.
+impl Kernel {
+    /// Row `row` of `m` as f32.
+    ///
+    /// # Panics
+    /// When `row` is out of range or `out` is not `[cols]`.
+    pub fn dense_row(self, m: &DenseMatrix, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), m.cols(), "out must be [cols]");
+        self.isa.dense_row(m.ty(), m.range_bytes(row..row + 1), out);
+    }
+
+    /// `out[t][r - rows.start] = <row r, x[t]>` for `r` in `rows`; numbers are dequantised to f32, then summed in the
+    /// fixed order.
+    ///
+    /// # Panics
+    /// When an `x[t]` is not `[cols]`, `rows` is out of range, or `out` is not `[x.len()][rows]`.
+    pub fn dense_matmul(
+        self,
+        m: &DenseMatrix,
+        rows: Range<usize>,
+        x: &[&[f32]],
+        out: &mut [&mut [f32]],
+    ) {
+        for x in x {
+            assert_eq!(x.len(), m.cols(), "x must have the columns of the matrix");
+        }
+        check_out(x.len(), &rows, out);
+        self.isa
+            .dense_matmul(m.ty(), m.range_bytes(rows), m.row_bytes(), x, out);
+    }
+}
+
+/// f32 operations.
+impl Kernel {
+    /// `out = (x · 1/√(mean(x²) + eps)) · weight`.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert_eq!(x.len(), weight.len(), "weight must be as long as x");
+        assert_eq!(x.len(), out.len(), "out must be as long as x");
+        self.isa.rms_norm(x, weight, eps, out);
+    }
+
+    /// `out = relu(gate)² · up`.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn relu2_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert_eq!(gate.len(), up.len(), "up must be as long as gate");
+        assert_eq!(gate.len(), out.len(), "out must be as long as gate");
+        self.isa.relu2_mul(gate, up, out);
+    }
+
+    /// `out = gate / (1 + exp(-gate)) · up`.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn silu_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert_eq!(gate.len(), up.len(), "up must be as long as gate");
+        assert_eq!(gate.len(), out.len(), "out must be as long as gate");
+        self.isa.silu_mul(gate, up, out);
+    }
+
+    /// `x += y`.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn add(self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len(), "y must be as long as x");
+        self.isa.add(x, y);
+    }
+
+    /// Attention over a cache of f16.
+    ///
+    /// # Panics
+    /// When a length doesn't fit the shape.
+    pub fn attend_f16(self, a: Attend<'_, u16>) {
+        self.isa.attend_f16(a.checked());
+    }
+
+    /// Attention over a cache of f32.
+    ///
+    /// # Panics
+    /// When a length doesn't fit the shape.
+    pub fn attend_f32(self, a: Attend<'_, f32>) {
+        self.isa.attend_f32(a.checked());
+    }
+
+    /// f32 to f16 bits, to nearest, ties to even.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn store_f16(self, x: &[f32], out: &mut [u16]) {
+        assert_eq!(x.len(), out.len(), "out must be as long as x");
+        self.isa.store_f16(x, out);
+    }
+}
+
+fn check_out(n_tokens: usize, rows: &Range<usize>, out: &[&mut [f32]]) {
+    assert_eq!(out.len(), n_tokens, "out must have one slice per row of x");
+    for out in out {
+        assert_eq!(
+            out.len(),
+            rows.len(),
+            "each out must have one number per row of the range"
+        );
+    }
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}/{}", self.packing, self.isa()))
+    }
+}
+
+impl FromStr for Packing {
+    type Err = ParseKernelError;
+    fn from_str(s: &str) -> Result<Self, ParseKernelError> {
+        let known = Packing::ALL.into_iter().find(|p| p.name() == s);
+        known.ok_or_else(|| ParseKernelError::unknown("packing", s, &Packing::ALL))
+    }
+}
+
+impl FromStr for Isa {
+    type Err = ParseKernelError;
+    fn from_str(s: &str) -> Result<Self, ParseKernelError> {
+        let known = Isa::ALL.into_iter().find(|isa| isa.name() == s);
+        known.ok_or_else(|| ParseKernelError::unknown("instruction set", s, &Isa::ALL))
+    }
+}
+
+impl FromStr for Kernel {
+    type Err = ParseKernelError;
+    /// `i2_s/avx2`, or `i2_s` for the best instruction set.
+    fn from_str(s: &str) -> Result<Self, ParseKernelError> {
+        let available = Kernel::available();
+        let unknown = |_| ParseKernelError::unknown("kernel", s, &available);
+        let (packing, isa) = match s.split_once('/') {
+            Some((packing, isa)) => (
+                packing.parse().map_err(unknown)?,
+                Some(isa.parse().map_err(unknown)?),
+            ),
+            None => (s.parse().map_err(unknown)?, None),
+        };
+        let matches = |k: &&Kernel| k.packing() == packing && isa.is_none_or(|isa| k.isa() == isa);
+        let kernel = available.iter().find(matches).copied();
+        kernel.ok_or_else(|| ParseKernelError {
+            found: s.to_owned(),
+            problem: Problem::NotOnThisCpu,
+            available: names(&available),
+        })
+    }
+}
+
+/// A name that stands for no kernel, packing or instruction set, or for one that this CPU can't run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ParseKernelError {
+    found: String,
+    problem: Problem,
+    available: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Problem {
+    Unknown(&'static str),
+    NotOnThisCpu,
+}
+
+impl ParseKernelError {
+    fn unknown<T: fmt::Display>(what: &'static str, found: &str, available: &[T]) -> Self {
+        ParseKernelError {
+            found: found.to_owned(),
+            problem: Problem::Unknown(what),
+            available: names(available),
+        }
+    }
+}
+
+fn names<T: fmt::Display>(all: &[T]) -> String {
+    let quoted: Vec<String> = all.iter().map(|x| format!("`{x}`")).collect();
+    quoted.join(", ")
+}
+
+impl fmt::Display for ParseKernelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ParseKernelError {
+            found,
+            problem,
+            available,
+        } = self;
+        match problem {
+            Problem::Unknown(what) => write!(f, "`{found}` is no {what}; there are {available}"),
+            Problem::NotOnThisCpu => {
+                write!(f, "this CPU can't run `{found}`; it can run {available}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ParseKernelError {}
