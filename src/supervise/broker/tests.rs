@@ -1,0 +1,618 @@
+//! The broker against a scripted engine: a thread that speaks frames over a socket pair and can be made to die, hang
+//! or refuse at a chosen token.
+
+use super::*;
+use crate::supervise::child::{Exit, ExitKind};
+use bitnet_model::protocol::{KvType, ModelSource, Overrides, SamplingParams};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+const CONTEXT: usize = 64;
+const EOG: u32 = 1;
+/// Nothing in these tests takes this long.
+const LONG: Duration = Duration::from_secs(30);
+
+/// What an engine does wrong.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    /// Dies as by this signal once it has produced this many tokens in all.
+    DieAfter(usize, i32),
+    /// Dies by SIGSEGV whenever it is given a job whose prompt starts with this token.
+    DieOn(u32),
+    /// Stands still after this many tokens.
+    HangAfter(usize),
+    /// Says that the model is bad.
+    Refuse,
+}
+
+/// Starts scripted engines: the first with the first faults, and so on; engines without script are well.
+struct Script {
+    faults: VecDeque<Vec<Fault>>,
+    always: Vec<Fault>,
+    started: Arc<AtomicUsize>,
+}
+
+struct FakeEngine {
+    control: UnixStream,
+    killed: Arc<AtomicBool>,
+    end: Arc<Mutex<Option<ExitKind>>>,
+}
+
+impl Spawn for Script {
+    fn spawn(&mut self, exited: Box<dyn FnOnce() + Send>) -> io::Result<Box<dyn Engine>> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut faults = self.faults.pop_front().unwrap_or_default();
+        faults.extend(&self.always);
+        self.started.fetch_add(1, Ordering::SeqCst);
+        let killed = Arc::new(AtomicBool::new(false));
+        let end: Arc<Mutex<Option<ExitKind>>> = Arc::default();
+        let mut mind = Mind {
+            control: theirs,
+            faults,
+            killed: Arc::clone(&killed),
+            jobs: BTreeMap::new(),
+            produced: 0,
+            steps: 0,
+        };
+        let mark = Arc::clone(&end);
+        thread::spawn(move || {
+            let kind = mind.live();
+            *mark.lock().unwrap() = Some(kind);
+            let _ = mind.control.shutdown(Shutdown::Both);
+            exited();
+        });
+        Ok(Box::new(FakeEngine {
+            control: ours,
+            killed,
+            end,
+        }))
+    }
+}
+
+impl Engine for FakeEngine {
+    fn pid(&self) -> u32 {
+        0
+    }
+    fn control(&self) -> &UnixStream {
+        &self.control
+    }
+    fn kill(&mut self) {
+        self.killed.store(true, Ordering::SeqCst);
+    }
+    fn reap(&mut self) -> Exit {
+        let kind = self.end.lock().unwrap().expect("reap comes after exit");
+        Exit { kind, log: vec![] }
+    }
+}
+
+/// The thread behind a fake engine: round robin over its jobs, one token each.
+struct Mind {
+    control: UnixStream,
+    faults: Vec<Fault>,
+    killed: Arc<AtomicBool>,
+    jobs: BTreeMap<u64, (Submit, u32, usize)>,
+    produced: usize,
+    steps: u64,
+}
+
+impl Mind {
+    fn live(&mut self) -> ExitKind {
+        let (sender, inbox) = mpsc::channel::<Option<ToEngine>>();
+        let mut reader = self.control.try_clone().unwrap();
+        thread::spawn(move || {
+            while let Ok(Some(frame)) = read_frame(&mut reader) {
+                let _ = sender.send(Some(frame));
+            }
+            let _ = sender.send(None);
+        });
+        loop {
+            if self.killed.load(Ordering::SeqCst) {
+                return ExitKind::Signal(9);
+            }
+            while let Ok(frame) = inbox.try_recv() {
+                match frame {
+                    None => return ExitKind::Code(0),
+                    Some(frame) => {
+                        if let Some(end) = self.hear(frame) {
+                            return end;
+                        }
+                    }
+                }
+            }
+            if let Some(end) = self.step() {
+                return end;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn say(&mut self, frame: &FromEngine) {
+        let _ = write_frame(&mut self.control, frame);
+    }
+
+    fn hear(&mut self, frame: ToEngine) -> Option<ExitKind> {
+        match frame {
+            ToEngine::Start(_) if self.faults.contains(&Fault::Refuse) => {
+                self.say(&FromEngine::Failed {
+                    message: "cannot load `x.gguf`".into(),
+                    hint: Some("look at it".into()),
+                });
+                return Some(ExitKind::Code(1));
+            }
+            ToEngine::Start(_) => self.say(&FromEngine::Ready { load_ms: 1.0 }),
+            ToEngine::Submit(submit) => {
+                if self.faults.contains(&Fault::DieOn(submit.tokens[0])) {
+                    return Some(ExitKind::Signal(11));
+                }
+                let slot = (0..)
+                    .find(|slot| self.jobs.values().all(|job| job.2 != *slot))
+                    .unwrap();
+                let (id, total) = (submit.id, submit.tokens.len());
+                for processed in [0, total] {
+                    self.say(&FromEngine::Prefill {
+                        id,
+                        slot,
+                        total,
+                        cached: 0,
+                        processed,
+                        ms: processed as f64,
+                    });
+                }
+                self.jobs.insert(id, (*submit, 0, slot));
+            }
+            ToEngine::Cancel { id } => {
+                if self.jobs.remove(&id).is_some() {
+                    let finish = Finish::Cancelled;
+                    self.say(&FromEngine::Done { id, finish });
+                }
+            }
+        }
+        None
+    }
+
+    fn step(&mut self) -> Option<ExitKind> {
+        for fault in self.faults.clone() {
+            match fault {
+                Fault::DieAfter(n, signal) if self.produced >= n => {
+                    return Some(ExitKind::Signal(signal));
+                }
+                Fault::HangAfter(n) if self.produced >= n => return None,
+                _ => {}
+            }
+        }
+        let Some(id) = self
+            .jobs
+            .iter()
+            .min_by_key(|(id, job)| (job.1, **id))
+            .map(|(id, _)| *id)
+        else {
+            return None;
+        };
+        let (submit, produced, _) = self.jobs.get_mut(&id).unwrap();
+        let finish = if *produced == submit.max_tokens {
+            Some(Finish::Limit)
+        } else if submit.tokens.len() > CONTEXT {
+            Some(Finish::ContextFull)
+        } else {
+            let token = next_token(&submit.tokens, submit.sampling.seed);
+            submit.tokens.push(token);
+            *produced += 1;
+            self.produced += 1;
+            self.steps += 1;
+            let finish = submit.eog_tokens.contains(&token).then_some(Finish::Eos);
+            let probs = None;
+            self.say(&FromEngine::Token { id, token, probs });
+            let steps = self.steps;
+            self.say(&FromEngine::Heartbeat { steps });
+            finish
+        };
+        if let Some(finish) = finish {
+            self.jobs.remove(&id);
+            self.say(&FromEngine::Done { id, finish });
+        }
+        None
+    }
+}
+
+/// A function of seed, position and all tokens before, like a real engine's; every 41st value is the end.
+fn next_token(tokens: &[u32], seed: u32) -> u32 {
+    let hash = tokens.iter().fold(seed ^ tokens.len() as u32, |hash, &t| {
+        hash.wrapping_mul(16_777_619).rotate_left(5) ^ t
+    });
+    if hash % 41 == 0 { EOG } else { 2 + hash % 1000 }
+}
+
+/// What an undisturbed engine says.
+fn undisturbed(prompt: &[u32], seed: u32, max_tokens: usize) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    while tokens.len() - prompt.len() < max_tokens && tokens.len() <= CONTEXT {
+        let token = next_token(&tokens, seed);
+        tokens.push(token);
+        if token == EOG {
+            break;
+        }
+    }
+    tokens.split_off(prompt.len())
+}
+
+struct Bench {
+    broker: Broker,
+    notices: UnboundedReceiver<Notice>,
+    started: Arc<AtomicUsize>,
+}
+
+fn bench(
+    faults: Vec<Vec<Fault>>,
+    always: Vec<Fault>,
+    tune: impl FnOnce(&mut BrokerConfig),
+) -> Bench {
+    let mut config = BrokerConfig {
+        engine: EngineConfig {
+            model: ModelSource::Demo,
+            kernel: "i2_s".into(),
+            decode_cpus: vec![0],
+            prefill_cpus: vec![0],
+            pin: false,
+            slots: 2,
+            slot_context: CONTEXT,
+            prefill_batch: 8,
+            kv_type: KvType::F16,
+            mlock: false,
+            overrides: Overrides::default(),
+        },
+        max_queue: 8,
+        context_shift: false,
+        start_timeout: LONG,
+        hang_timeout: LONG,
+    };
+    tune(&mut config);
+    let started = Arc::new(AtomicUsize::new(0));
+    let script = Script {
+        faults: faults.into(),
+        always,
+        started: Arc::clone(&started),
+    };
+    let (broker, unstarted) = Broker::new();
+    assert_eq!(broker.state(), BackendState::Loading);
+    let notices = unstarted.start(config, script).unwrap();
+    Bench {
+        broker,
+        notices,
+        started,
+    }
+}
+
+impl Bench {
+    fn ready(&mut self) {
+        wait_for(|| matches!(self.notices.try_recv(), Ok(Notice::Ready { .. })));
+        wait_for(|| self.broker.state() == BackendState::Ready);
+    }
+
+    fn submit(&self, prompt: &[u32], seed: u32, max_tokens: Option<u32>) -> JobHandle {
+        self.broker.submit(job(prompt, seed, max_tokens)).unwrap()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.broker.stop();
+    }
+}
+
+fn job(prompt: &[u32], seed: u32, max_tokens: Option<u32>) -> Job {
+    Job {
+        prompt: prompt.to_vec(),
+        max_tokens,
+        eog_tokens: vec![EOG],
+        cache_prompt: true,
+        slot: None,
+        n_keep: 0,
+        sampling: SamplingParams {
+            seed,
+            ..SamplingParams::default()
+        },
+    }
+}
+
+fn wait_for(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+struct Told {
+    tokens: Vec<u32>,
+    prefill: Vec<usize>,
+    finish: Finish,
+    shifted: bool,
+}
+
+fn listen(mut handle: JobHandle) -> Told {
+    let (mut tokens, mut prefill) = (vec![], vec![]);
+    loop {
+        match handle.events.blocking_recv().expect("ends with Done") {
+            JobEvent::Prefill { processed, .. } => {
+                assert!(tokens.is_empty(), "prefill after a token");
+                prefill.push(processed);
+            }
+            JobEvent::Token { token, .. } => tokens.push(token),
+            JobEvent::Done { finish, shifted } => {
+                assert!(handle.events.blocking_recv().is_none());
+                return Told {
+                    tokens,
+                    prefill,
+                    finish,
+                    shifted,
+                };
+            }
+        }
+    }
+}
+
+#[test]
+fn jobs_run_and_end() {
+    let mut bench = bench(vec![], vec![], |_| {});
+    bench.ready();
+    for seed in 0..20 {
+        let prompt = [7, seed, 9];
+        let told = listen(bench.submit(&prompt, seed, Some(12)));
+        let wanted = undisturbed(&prompt, seed, 12);
+        let finish = if wanted.last() == Some(&EOG) {
+            Finish::Eos
+        } else {
+            Finish::Limit
+        };
+        assert_eq!((told.tokens, told.finish), (wanted, finish));
+        assert_eq!(told.prefill, [0, 3]);
+    }
+    let counters = bench.broker.counters();
+    assert!(counters.decode_steps > 0);
+    assert_eq!(counters.engine_restarts, 0);
+    let slots = bench.broker.slots();
+    assert_eq!(slots.len(), 2);
+    assert!(slots.iter().all(|slot| !slot.processing && slot.state == 0));
+    assert_eq!(slots[0].prompt_tokens, 3);
+}
+
+#[test]
+fn no_limit_ends_with_a_full_context() {
+    let mut bench = bench(vec![], vec![], |_| {});
+    bench.ready();
+    for seed in 0..8 {
+        let told = listen(bench.submit(&[3, 4], seed, None));
+        assert_eq!(told.tokens, undisturbed(&[3, 4], seed, usize::MAX));
+        if told.tokens.last() != Some(&EOG) {
+            assert_eq!(told.finish, Finish::ContextFull);
+        }
+    }
+}
+
+#[test]
+fn streams_outlive_engines() {
+    let faults = vec![
+        vec![Fault::DieAfter(5, 9)],
+        vec![Fault::DieAfter(3, 11)],
+        vec![Fault::DieAfter(0, 9)],
+    ];
+    let mut bench = bench(faults, vec![], |_| {});
+    bench.ready();
+    let handles: Vec<_> = (0..4)
+        .map(|seed| (seed, bench.submit(&[5, seed], seed, Some(25))))
+        .collect();
+    for (seed, handle) in handles {
+        let told = listen(handle);
+        assert_eq!(
+            told.tokens,
+            undisturbed(&[5, seed], seed, 25),
+            "seed {seed}"
+        );
+        assert_eq!(told.prefill, [0, 2], "progress is told once");
+    }
+    assert_eq!(bench.broker.counters().engine_restarts, 3);
+    assert_eq!(bench.started.load(Ordering::SeqCst), 4);
+}
+
+#[test]
+fn a_hung_engine_is_replaced() {
+    let mut bench = bench(vec![vec![Fault::HangAfter(4)]], vec![], |config| {
+        config.hang_timeout = Duration::from_millis(400);
+    });
+    bench.ready();
+    let told = listen(bench.submit(&[5, 6], 3, Some(20)));
+    assert_eq!(told.tokens, undisturbed(&[5, 6], 3, 20));
+    assert_eq!(bench.started.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn an_idle_engine_is_not_hung() {
+    let mut bench = bench(vec![], vec![], |config| {
+        config.hang_timeout = Duration::from_millis(100);
+    });
+    bench.ready();
+    thread::sleep(Duration::from_millis(400));
+    assert_eq!(bench.started.load(Ordering::SeqCst), 1);
+    let told = listen(bench.submit(&[5, 6], 3, Some(5)));
+    assert_eq!(told.tokens, undisturbed(&[5, 6], 3, 5));
+}
+
+#[test]
+fn a_job_that_ends_engines_fails_alone() {
+    let mut bench = bench(vec![], vec![Fault::DieOn(13)], |_| {});
+    bench.ready();
+    let good = bench.submit(&[5], 1, Some(30));
+    let bad = bench.submit(&[13], 2, Some(30));
+    let later = bench.submit(&[6], 3, Some(30));
+    let told = listen(bad);
+    assert!(matches!(told.finish, Finish::Error(reason) if reason.contains("request")));
+    assert_eq!(listen(good).tokens, undisturbed(&[5], 1, 30));
+    assert_eq!(listen(later).tokens, undisturbed(&[6], 3, 30));
+    assert_eq!(bench.broker.state(), BackendState::Ready);
+}
+
+#[test]
+fn a_bad_model_is_final() {
+    let mut bench = bench(vec![], vec![Fault::Refuse], |_| {});
+    wait_for(|| matches!(bench.broker.state(), BackendState::Failed(_)));
+    let notice = bench.notices.blocking_recv().unwrap();
+    let Notice::Failed {
+        failure,
+        ever_ready,
+    } = notice
+    else {
+        panic!("{notice:?}");
+    };
+    assert!(!ever_ready);
+    assert_eq!(failure.reason, "cannot load `x.gguf`");
+    assert_eq!(failure.hint.as_deref(), Some("look at it"));
+    assert!(matches!(
+        bench.broker.submit(job(&[1], 0, None)),
+        Err(Refused::NotReady(BackendState::Failed(_)))
+    ));
+}
+
+#[test]
+fn the_queue_is_bounded() {
+    let mut bench = bench(vec![vec![Fault::HangAfter(0)]], vec![], |config| {
+        config.max_queue = 3;
+    });
+    bench.ready();
+    let handles: Vec<_> = (0..5).map(|n| bench.submit(&[n], n, Some(4))).collect();
+    let refused = bench.broker.submit(job(&[9], 9, None)).err();
+    assert_eq!(refused, Some(Refused::QueueFull(3)));
+    wait_for(|| {
+        let counters = bench.broker.counters();
+        (counters.processing, counters.deferred) == (2, 3)
+    });
+    let waiting = handles.into_iter().nth(4);
+    drop(waiting);
+    wait_for(|| bench.broker.submit(job(&[9], 9, None)).is_ok());
+}
+
+#[test]
+fn a_wanted_slot_is_waited_for_and_nobody_else_waits() {
+    let mut bench = bench(vec![], vec![], |config| config.engine.slots = 2);
+    bench.ready();
+    let wish = |seed| {
+        let mut job = job(&[8], seed, Some(10));
+        job.slot = Some(0);
+        bench.broker.submit(job).unwrap()
+    };
+    let handles = [wish(1), wish(2), bench.submit(&[8], 3, Some(10))];
+    for (seed, handle) in (1..).zip(handles) {
+        assert_eq!(listen(handle).tokens, undisturbed(&[8], seed, 10));
+    }
+}
+
+#[test]
+fn dropping_cancels() {
+    let mut bench = bench(vec![], vec![], |config| config.engine.slots = 1);
+    bench.ready();
+    let mut endless = bench.submit(&[2; 8], 5, None);
+    let waiting = bench.submit(&[3], 6, Some(10));
+    let _ = endless.events.blocking_recv();
+    drop(endless);
+    assert_eq!(listen(waiting).tokens, undisturbed(&[3], 6, 10));
+    wait_for(|| bench.broker.counters().processing == 0);
+    assert!(!bench.broker.slots()[0].processing);
+}
+
+#[test]
+fn a_full_context_is_shifted() {
+    let seed = (0..)
+        .find(|&seed| undisturbed(&[3, 4], seed, usize::MAX).len() > CONTEXT - 2)
+        .unwrap();
+    let run = |faults: Vec<Vec<Fault>>| {
+        let mut bench = bench(faults, vec![], |config| config.context_shift = true);
+        bench.ready();
+        let mut wanted = job(&[3, 4], seed, Some(150));
+        wanted.n_keep = 1;
+        wanted.eog_tokens.clear();
+        listen(bench.broker.submit(wanted).unwrap())
+    };
+    let quiet = run(vec![]);
+    assert_eq!(quiet.tokens.len(), 150);
+    assert!(quiet.shifted);
+    assert_eq!(quiet.finish, Finish::Limit);
+    let disturbed = run(vec![
+        vec![Fault::DieAfter(100, 9)],
+        vec![Fault::DieAfter(7, 9)],
+    ]);
+    assert_eq!(disturbed.tokens, quiet.tokens);
+}
+
+#[test]
+fn draining_finishes_what_runs_and_takes_nothing_new() {
+    let mut bench = bench(vec![], vec![], |_| {});
+    bench.ready();
+    let handles: Vec<_> = (0..4).map(|n| bench.submit(&[n], n, Some(20))).collect();
+    bench.broker.drain(LONG);
+    assert!(matches!(
+        bench.broker.submit(job(&[1], 0, None)),
+        Err(Refused::NotReady(BackendState::Draining))
+    ));
+    for (n, handle) in (0..).zip(handles) {
+        assert_eq!(listen(handle).tokens, undisturbed(&[n], n, 20));
+    }
+    wait_for(|| bench.notices.try_recv() == Ok(Notice::Stopped));
+}
+
+#[test]
+fn draining_has_a_deadline() {
+    let mut bench = bench(vec![vec![Fault::HangAfter(3)]], vec![], |_| {});
+    bench.ready();
+    let handle = bench.submit(&[2], 1, Some(20));
+    bench.broker.drain(Duration::from_millis(200));
+    let told = listen(handle);
+    assert_eq!(told.finish, Finish::Cancelled);
+    wait_for(|| bench.notices.try_recv() == Ok(Notice::Stopped));
+}
+
+#[test]
+fn a_crash_loop_fails_the_jobs_and_says_so() {
+    let mut bench = bench(vec![], vec![Fault::DieAfter(1, 9)], |_| {});
+    bench.ready();
+    let told = listen(bench.submit(&[2], 1, Some(20)));
+    assert_eq!(told.tokens, undisturbed(&[2], 1, 5));
+    assert!(matches!(told.finish, Finish::Error(reason) if reason.contains("SIGKILL")));
+    assert!(matches!(bench.broker.state(), BackendState::Failed(_)));
+}
+
+#[test]
+fn an_engine_that_never_gets_ready_is_given_up() {
+    let mut bench = bench(vec![], vec![Fault::DieAfter(0, 4)], |_| {});
+    let Some(Notice::Failed {
+        failure,
+        ever_ready,
+    }) = bench.notices.blocking_recv()
+    else {
+        panic!("no failure");
+    };
+    assert!(!ever_ready);
+    assert!(failure.hint.unwrap().contains("--kernel"));
+}
+
+#[test]
+fn late_events_of_unknown_jobs_are_ignored() {
+    let mut seen = HashMap::new();
+    let mut bench = bench(vec![], vec![], |_| {});
+    bench.ready();
+    for generation in [0, 1, 2] {
+        for id in [0, 77] {
+            let token = FromEngine::Token {
+                id,
+                token: 5,
+                probs: None,
+            };
+            let sent = bench
+                .broker
+                .inbox
+                .send(Message::Frame(generation, Box::new(token)));
+            seen.insert((generation, id), sent.is_ok());
+        }
+    }
+    assert!(seen.values().all(|sent| *sent));
+    let told = listen(bench.submit(&[5], 1, Some(10)));
+    assert_eq!(told.tokens, undisturbed(&[5], 1, 10));
+}

@@ -1,0 +1,381 @@
+//! Engine processes: start, watch, kill, reap. The only file that touches processes.
+//!
+//! The engine is this same binary with the hidden command `engine`; its standard input is one end of a socket pair that
+//! carries frames both ways. Each process has two threads here: one relays its standard error to our log, one waits for
+//! its end without reaping it, so that the process id stays ours until the owner reaps, and signals never hit a stranger.
+//!
+//! The kernel sends the engine's parent-death signal when the *thread* that started it ends: the supervisor starts
+//! engines from its one long-lived thread.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{self, Signal};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::{Pid, getpid};
+
+use super::state::Failure;
+
+/// Log lines kept for the crash report.
+const TAIL_LINES: usize = 200;
+/// Longest log line relayed in one piece, in bytes.
+const LINE_BYTES: u64 = 16 << 10;
+/// How long the last log lines of a dead engine are waited for.
+const TAIL_WAIT: Duration = Duration::from_millis(500);
+
+/// Starts engines. The broker's tests put a scripted one here.
+pub(crate) trait Spawn: Send {
+    /// Starts an engine; `exited` is called once, from some thread, when its process has ended.
+    ///
+    /// # Errors
+    /// Those of starting a process.
+    fn spawn(&mut self, exited: Box<dyn FnOnce() + Send>) -> io::Result<Box<dyn Engine>>;
+}
+
+/// A running engine.
+pub(crate) trait Engine: Send {
+    /// Process id.
+    fn pid(&self) -> u32;
+    /// Our end of the control socket.
+    fn control(&self) -> &UnixStream;
+    /// SIGKILL. Nothing happens to one that has ended already.
+    fn kill(&mut self);
+    /// How it ended; call it after `exited`.
+    fn reap(&mut self) -> Exit;
+}
+
+/// How an engine's process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// Exit code or signal.
+    pub(crate) kind: ExitKind,
+    /// The last lines of its log.
+    pub(crate) log: Vec<String>,
+}
+
+/// Exit code or signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExitKind {
+    /// By itself.
+    Code(i32),
+    /// By a signal of this number.
+    Signal(i32),
+}
+
+impl Exit {
+    /// One line for people, and what they can do.
+    pub(crate) fn explain(&self) -> Failure {
+        let (reason, hint) = match self.kind {
+            ExitKind::Code(0) => ("exit code 0 without being asked".to_owned(), None),
+            ExitKind::Code(code) => (self.with_last_line(format!("exit code {code}")), None),
+            ExitKind::Signal(number) => {
+                let name = Signal::try_from(number)
+                    .map_or_else(|_| number.to_string(), |signal| signal.as_str().to_owned());
+                (format!("signal {name}"), advice(number))
+            }
+        };
+        Failure {
+            reason,
+            hint: hint.map(str::to_owned),
+        }
+    }
+
+    /// Somebody outside ended it: an operator or the kernel short of memory, not the work it was doing.
+    pub(crate) fn is_from_outside(&self) -> bool {
+        matches!(self.kind, ExitKind::Signal(n) if n == Signal::SIGKILL as i32 || n == Signal::SIGTERM as i32)
+    }
+
+    fn with_last_line(&self, text: String) -> String {
+        let panic = self
+            .log
+            .iter()
+            .rposition(|line| line.contains("panicked at"));
+        let lines = match panic {
+            Some(at) => &self.log[at..self.log.len().min(at + 2)],
+            None => &self.log[self.log.len().saturating_sub(1)..],
+        };
+        if lines.is_empty() {
+            return text;
+        }
+        format!("{text}, it said: {}", lines.join(" ").trim())
+    }
+}
+
+fn advice(signal: i32) -> Option<&'static str> {
+    Some(match Signal::try_from(signal).ok()? {
+        Signal::SIGILL => {
+            "this CPU lacks an instruction the kernel uses; try `--kernel i2_s/scalar`"
+        }
+        Signal::SIGKILL => {
+            "if nobody killed it, the system ran out of memory; look at `dmesg` and at the memory limit of the container, or use a smaller `--ctx-size`"
+        }
+        Signal::SIGBUS => {
+            "the model file changed or vanished while it was mapped; replace model files by renaming, not by writing into them"
+        }
+        Signal::SIGSEGV | Signal::SIGABRT => {
+            "this is a bug in the engine; please report it with the log lines above"
+        }
+        _ => return None,
+    })
+}
+
+/// Starts `bitnet-launch engine` processes.
+#[derive(Debug, Default)]
+pub(crate) struct EngineProcesses;
+
+impl Spawn for EngineProcesses {
+    fn spawn(&mut self, exited: Box<dyn FnOnce() + Send>) -> io::Result<Box<dyn Engine>> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut child = Command::new(own_binary()?)
+            .arg0("bitnet-launch")
+            .arg("engine")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()?;
+        let log = child.stderr.take().map(LogTail::follow);
+        let pid = Pid::from_raw(child.id() as i32);
+        thread::Builder::new()
+            .name("engine-wait".into())
+            .spawn(move || {
+                await_end(pid);
+                exited();
+            })?;
+        Ok(Box::new(EngineProcess {
+            child,
+            control: ours,
+            log,
+        }))
+    }
+}
+
+/// The file we run from, even when it was replaced on disk meanwhile: a restarted engine must speak our protocol.
+fn own_binary() -> io::Result<PathBuf> {
+    let path = std::env::current_exe()?;
+    Ok(if path.exists() {
+        path
+    } else {
+        PathBuf::from("/proc/self/exe")
+    })
+}
+
+/// Returns when the process has ended; leaves the zombie to its owner.
+fn await_end(pid: Pid) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    while let Err(nix::errno::Errno::EINTR) = waitid(Id::Pid(pid), flags) {}
+}
+
+struct EngineProcess {
+    child: Child,
+    control: UnixStream,
+    log: Option<LogTail>,
+}
+
+impl Engine for EngineProcess {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn control(&self) -> &UnixStream {
+        &self.control
+    }
+
+    fn kill(&mut self) {
+        let pid = Pid::from_raw(self.child.id() as i32);
+        if let Err(error) = signal::kill(pid, Signal::SIGKILL) {
+            tracing::debug!("cannot kill engine process {pid}: {error}");
+        }
+    }
+
+    fn reap(&mut self) -> Exit {
+        let kind = match self.child.wait() {
+            Ok(status) => exit_kind(status),
+            Err(error) => {
+                tracing::warn!("cannot wait for the engine: {error}");
+                ExitKind::Code(-1)
+            }
+        };
+        let log = self.log.take().map(LogTail::finish).unwrap_or_default();
+        Exit { kind, log }
+    }
+}
+
+impl Drop for EngineProcess {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn exit_kind(status: ExitStatus) -> ExitKind {
+    match status.signal() {
+        Some(signal) => ExitKind::Signal(signal),
+        None => ExitKind::Code(status.code().unwrap_or(-1)),
+    }
+}
+
+/// The last lines of an engine's log.
+struct LogTail {
+    lines: Arc<Mutex<VecDeque<String>>>,
+    closed: Receiver<()>,
+}
+
+impl LogTail {
+    /// Relays every line to our log from a thread of its own.
+    fn follow(stderr: ChildStderr) -> LogTail {
+        let lines = Arc::new(Mutex::new(VecDeque::with_capacity(TAIL_LINES)));
+        let (close, closed) = mpsc::channel();
+        let kept = Arc::clone(&lines);
+        let relay = move || {
+            relay(BufReader::new(stderr), &kept);
+            let _ = close.send(());
+        };
+        if let Err(error) = thread::Builder::new()
+            .name("engine-log".into())
+            .spawn(relay)
+        {
+            tracing::warn!("cannot follow the engine's log: {error}");
+        }
+        LogTail { lines, closed }
+    }
+
+    fn finish(self) -> Vec<String> {
+        let _ = self.closed.recv_timeout(TAIL_WAIT);
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.drain(..).collect()
+    }
+}
+
+fn relay(mut log: impl BufRead, kept: &Mutex<VecDeque<String>>) {
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        match log.by_ref().take(LINE_BYTES).read_until(b'\n', &mut bytes) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let line = text.trim_end();
+        if line.is_empty() {
+            continue;
+        }
+        log_line(line);
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == TAIL_LINES {
+            kept.pop_front();
+        }
+        kept.push_back(line.to_owned());
+    }
+}
+
+/// Repeats an engine's line in our log, at its level: the engine writes `LEVEL message`; anything else is a warning.
+fn log_line(line: &str) {
+    let (level, message) = line.trim_start().split_once(' ').unwrap_or(("", line));
+    let message = message.trim_start();
+    match level {
+        "ERROR" => tracing::error!(target: "engine", "{message}"),
+        "WARN" => tracing::warn!(target: "engine", "{message}"),
+        "INFO" => tracing::info!(target: "engine", "{message}"),
+        "DEBUG" => tracing::debug!(target: "engine", "{message}"),
+        "TRACE" => tracing::trace!(target: "engine", "{message}"),
+        _ => tracing::warn!(target: "engine", "{line}"),
+    }
+}
+
+/// As process 1 of a container, reaps the orphans that became our children; `engine` is left to its owner.
+pub(crate) fn reap_orphans(engine: Option<u32>) {
+    if getpid() != Pid::from_raw(1) {
+        return;
+    }
+    let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+    while let Ok(status) = waitid(Id::All, peek) {
+        match status.pid() {
+            Some(pid) if engine != Some(pid.as_raw() as u32) => {
+                if let Ok(WaitStatus::StillAlive) | Err(_) =
+                    waitpid(pid, Some(WaitPidFlag::WNOHANG))
+                {
+                    return;
+                }
+            }
+            _ => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(kind: ExitKind, log: &[&str]) -> Exit {
+        Exit {
+            kind,
+            log: log.iter().map(|line| (*line).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn ends_are_explained() {
+        let cases = [
+            (
+                ExitKind::Signal(4),
+                "signal SIGILL",
+                Some("--kernel i2_s/scalar"),
+            ),
+            (ExitKind::Signal(9), "signal SIGKILL", Some("memory")),
+            (ExitKind::Signal(7), "signal SIGBUS", Some("changed")),
+            (ExitKind::Signal(11), "signal SIGSEGV", Some("bug")),
+            (ExitKind::Signal(64), "signal 64", None),
+            (ExitKind::Code(0), "exit code 0 without being asked", None),
+        ];
+        for (kind, reason, hint) in cases {
+            let found = exit(kind, &["INFO last words"]).explain();
+            assert_eq!(found.reason, reason);
+            assert_eq!(found.hint.is_some(), hint.is_some(), "{kind:?}");
+            assert!(found.hint.unwrap_or_default().contains(hint.unwrap_or("")));
+        }
+        let panicked = exit(
+            ExitKind::Code(101),
+            &[
+                "INFO loading",
+                "thread 'x' panicked at a.rs:1:2:",
+                "no such row",
+                "note: run with",
+            ],
+        );
+        assert_eq!(
+            panicked.explain().reason,
+            "exit code 101, it said: thread 'x' panicked at a.rs:1:2: no such row"
+        );
+    }
+
+    #[test]
+    fn only_kills_come_from_outside() {
+        assert!(exit(ExitKind::Signal(9), &[]).is_from_outside());
+        assert!(!exit(ExitKind::Signal(11), &[]).is_from_outside());
+        assert!(!exit(ExitKind::Code(101), &[]).is_from_outside());
+    }
+
+    #[test]
+    fn the_tail_keeps_the_last_lines() {
+        let text: String = (0..TAIL_LINES + 50)
+            .map(|n| format!("INFO {n}\n\n"))
+            .collect();
+        let kept = Mutex::new(VecDeque::new());
+        relay(text.as_bytes(), &kept);
+        let kept = kept.into_inner().unwrap();
+        assert_eq!(kept.len(), TAIL_LINES);
+        assert_eq!(kept.front().unwrap(), "INFO 50");
+    }
+}
