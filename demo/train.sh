@@ -1,0 +1,4 @@
+#!/bin/sh
+# Trains with large allocations kept in the process: returning them to the system costs most of the time.
+export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=passive
+exec "${PYTHON:-python3}" "$(dirname "$0")/train.py" "$@"
