@@ -2,5 +2,8 @@
 
 pub mod facts;
 pub mod gguf;
+pub mod kv;
 pub mod os;
+pub mod pool;
 pub mod protocol;
+pub mod sampler;
