@@ -37,7 +37,7 @@ pub(super) mod exp {
 
 macro_rules! float_kernels {
     ($(#[$isa:meta])*) => {
-        use std::ops::Range;
+        use std::ops::Range as Dims;
 
         use super::lanes::{self, padded};
         use crate::{Attend, QuantRowMut};
@@ -237,7 +237,7 @@ macro_rules! attend_kernel {
             /// Adds the weighted values of some positions, in their order, to up to 32 dimensions of `N` heads.
             #[inline]
             $(#[$isa])*
-            fn weigh<const N: usize>(weights: [&[f32]; N], v: &[$element], dims: Range<usize>, out: &mut [f32]) {
+            fn weigh<const N: usize>(weights: [&[f32]; N], v: &[$element], dims: Dims<usize>, out: &mut [f32]) {
                 let head_dim = out.len() / N;
                 let mut sums = [splat(0.0); N];
                 for (sum, out) in sums.iter_mut().zip(out.chunks_exact(head_dim)) {

@@ -6,6 +6,15 @@
 
 #[macro_use]
 mod lanes;
+#[cfg(target_arch = "x86_64")]
+#[macro_use]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod scalar;
 
 use crate::{Attend, DenseType, Isa, QuantRowMut, QuantRows};
@@ -24,6 +33,21 @@ impl Runnable {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+fn detected(isa: Isa) -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    let avx2 = has!("avx2") && has!("fma") && has!("f16c");
+    match isa {
+        Isa::Scalar => true,
+        Isa::Avx2 => avx2,
+        Isa::AvxVnni => avx2 && has!("avxvnni"),
+        Isa::Avx512Vnni => {
+            avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni")
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
 fn detected(isa: Isa) -> bool {
     isa == Isa::Scalar
 }
@@ -32,6 +56,16 @@ macro_rules! enter {
     ($runnable:expr, $function:ident($($argument:expr),*)) => {
         match $runnable.0 {
             Isa::Scalar => scalar::$function($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a `Runnable` only exists for an instruction set whose features `detected` saw on this CPU.
+            Isa::Avx2 => unsafe { avx2::$function($($argument),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::AvxVnni => unsafe { avx_vnni::$function($($argument),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512Vnni => unsafe { avx512::$function($($argument),*) },
+            #[cfg(not(target_arch = "x86_64"))]
             isa => unreachable!("`{isa}` is never runnable here"),
         }
     };

@@ -1,0 +1,255 @@
+//! What each kernel reaches on this machine, beside the machine's own read bandwidth, on the shapes of BitNet 2B-4T.
+//!
+//! `cargo bench -p bitnet-kernels [-- FILTER]`. Every figure is the median of interleaved rounds, with the spread (lowest to
+//! highest) behind it, so that a busy moment hits all rows of the table alike. FILTER keeps the lines that contain it.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use bitnet_kernels::{
+    Attend, DenseMatrix, DenseType, Kernel, PackedMatrix, QuantRows, SharedBytes,
+};
+
+const ROUNDS: usize = 7;
+/// One measurement repeats its work for at least this long.
+const SPAN: Duration = Duration::from_millis(40);
+/// More than the caches hold.
+const LARGE_BYTES: usize = 256 << 20;
+
+/// Outputs × inputs of the linears of 2B-4T.
+const SHAPES: [(usize, usize); 4] = [(6912, 2560), (2560, 6912), (2560, 2560), (640, 2560)];
+
+/// A line of the table: a name, its unit, units per call, and the call.
+struct Line<'a> {
+    name: String,
+    unit: &'static str,
+    amount: f64,
+    call: Box<dyn FnMut() + 'a>,
+    rates: Vec<f64>,
+}
+
+impl<'a> Line<'a> {
+    fn new(name: String, unit: &'static str, amount: f64, call: impl FnMut() + 'a) -> Self {
+        let call = Box::new(call);
+        Line {
+            name,
+            unit,
+            amount,
+            call,
+            rates: Vec::new(),
+        }
+    }
+
+    /// `amount` in bytes, shown as GB/s.
+    fn gigabytes(name: String, bytes: usize, call: impl FnMut() + 'a) -> Self {
+        Line::new(name, "GB/s", bytes as f64, call)
+    }
+
+    /// `amount` in multiply-adds, shown as 10^9 per second.
+    fn multiply_adds(name: String, products: usize, call: impl FnMut() + 'a) -> Self {
+        Line::new(name, "G multiply-adds/s", products as f64, call)
+    }
+
+    fn measure(&mut self) {
+        let start = Instant::now();
+        let mut calls = 0;
+        while start.elapsed() < SPAN {
+            (self.call)();
+            calls += 1;
+        }
+        self.rates
+            .push(self.amount * f64::from(calls) / start.elapsed().as_secs_f64() / 1e9);
+    }
+
+    fn report(&mut self) {
+        self.rates.sort_by(f64::total_cmp);
+        let median = self.rates[self.rates.len() / 2];
+        let (low, high) = (self.rates[0], self.rates[self.rates.len() - 1]);
+        println!(
+            "{:<44} {median:>8.1} {:<18} ({low:.1} to {high:.1})",
+            self.name, self.unit
+        );
+    }
+}
+
+fn main() {
+    let filter = std::env::args()
+        .skip(1)
+        .find(|a| !a.starts_with('-'))
+        .unwrap_or_default();
+    let large = SharedBytes::new(
+        (0..LARGE_BYTES)
+            .map(|i| ((i * 7) >> 3) as u8 & 0xaa)
+            .collect::<Vec<u8>>(),
+    );
+    let kernels = Kernel::available();
+    let mut lines = bandwidth(&large);
+    for kernel in &kernels {
+        lines.extend(decode(*kernel, &large));
+        lines.extend(prefill(*kernel, &large));
+        lines.extend(head(*kernel, &large));
+        lines.push(attention(*kernel));
+    }
+    lines.retain(|line| line.name.contains(&filter));
+    for _ in 0..ROUNDS {
+        lines.iter_mut().for_each(Line::measure);
+    }
+    lines.iter_mut().for_each(Line::report);
+}
+
+/// Reading alone, with one thread and with two.
+fn bandwidth(large: &SharedBytes) -> Vec<Line<'_>> {
+    let line = |threads: usize| {
+        Line::gigabytes(
+            format!("read, threads: {threads}"),
+            large.len(),
+            move || {
+                std::thread::scope(|scope| {
+                    for part in large.chunks(large.len() / threads) {
+                        scope.spawn(move || black_box(sum(part)));
+                    }
+                });
+            },
+        )
+    };
+    vec![line(1), line(2)]
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    let (words, _) = bytes.as_chunks::<64>();
+    let mut lanes = [0u64; 8];
+    for words in words {
+        for (lane, word) in lanes.iter_mut().zip(words.as_chunks::<8>().0) {
+            *lane = lane.wrapping_add(u64::from_le_bytes(*word));
+        }
+    }
+    lanes.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+/// As many matrices of a shape as the large buffer holds, one after another, so that each comes from memory.
+fn matrices(large: &SharedBytes, rows: usize, cols: usize) -> Vec<PackedMatrix> {
+    let bytes = rows * cols / 4;
+    let part = |i: usize| {
+        large
+            .slice(i * bytes..(i + 1) * bytes)
+            .expect("the part is inside")
+    };
+    (0..large.len() / bytes)
+        .map(|i| PackedMatrix::i2_s(part(i), rows, cols, 1.0).expect("the shape fits"))
+        .collect()
+}
+
+fn activations(kernel: Kernel, tokens: usize, cols: usize) -> QuantRows {
+    let mut x = QuantRows::new(tokens, cols);
+    let input: Vec<f32> = (0..cols).map(|i| (i as f32 * 0.37).sin()).collect();
+    x.rows_mut().for_each(|row| kernel.quantize(&input, row));
+    x
+}
+
+fn decode(kernel: Kernel, large: &SharedBytes) -> Vec<Line<'static>> {
+    let line = |(rows, cols)| {
+        let x = activations(kernel, 1, cols);
+        let mut out = vec![0.0; rows];
+        let mut matrices = matrices(large, rows, cols).into_iter().cycle();
+        Line::gigabytes(
+            format!("{kernel}, decode {rows} x {cols}"),
+            rows * cols / 4,
+            move || {
+                let w = matrices.next().expect("the cycle has matrices");
+                kernel.matmul(&w, 0..rows, &x, &mut [&mut out]);
+            },
+        )
+    };
+    SHAPES.into_iter().map(line).collect()
+}
+
+fn prefill(kernel: Kernel, large: &SharedBytes) -> Vec<Line<'static>> {
+    let line = |((rows, cols), tokens): ((usize, usize), usize)| {
+        let x = activations(kernel, tokens, cols);
+        let mut out = vec![vec![0.0; rows]; tokens];
+        let w = matrices(large, rows, cols).swap_remove(0);
+        // A part of the rows, so that the scalar kernel ends, too.
+        let rows = rows.min(512);
+        Line::multiply_adds(
+            format!("{kernel}, {tokens} tokens, x {cols}"),
+            rows * cols * tokens,
+            move || {
+                let mut out: Vec<&mut [f32]> = out.iter_mut().map(|out| &mut out[..rows]).collect();
+                kernel.matmul(&w, 0..rows, &x, &mut out);
+            },
+        )
+    };
+    [
+        (SHAPES[0], 128),
+        (SHAPES[1], 128),
+        (SHAPES[0], 2),
+        (SHAPES[0], 4),
+        (SHAPES[0], 8),
+    ]
+    .into_iter()
+    .map(line)
+    .collect()
+}
+
+fn head(kernel: Kernel, large: &SharedBytes) -> Vec<Line<'static>> {
+    let cols = 2560;
+    let line = |(ty, tokens): (DenseType, usize)| {
+        let row_bytes = ty.row_bytes(cols).expect("2560 columns fill blocks");
+        let rows = large.len() / row_bytes;
+        let bytes = large
+            .slice(0..rows * row_bytes)
+            .expect("the rows are inside");
+        let m = DenseMatrix::new(bytes, ty, rows, cols).expect("the shape fits");
+        let x = vec![vec![0.5; cols]; tokens];
+        let step = 4096.min(rows);
+        let mut out = vec![vec![0.0; step]; tokens];
+        let mut first = 0;
+        Line::gigabytes(
+            format!("{kernel}, head {ty}, {tokens} tokens"),
+            step * row_bytes,
+            move || {
+                first = if first + 2 * step <= rows {
+                    first + step
+                } else {
+                    0
+                };
+                let x: Vec<&[f32]> = x.iter().map(Vec::as_slice).collect();
+                let mut out: Vec<&mut [f32]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+                kernel.dense_matmul(&m, first..first + step, &x, &mut out);
+            },
+        )
+    };
+    let lines = [
+        (DenseType::F16, 1),
+        (DenseType::F16, 4),
+        (DenseType::Q8_0, 1),
+        (DenseType::Q6_K, 1),
+    ];
+    lines.into_iter().map(line).collect()
+}
+
+/// Four query heads of 128 over 4,096 positions.
+fn attention(kernel: Kernel) -> Line<'static> {
+    let (n_q, head_dim, n_pos) = (4, 128, 4096);
+    let q = vec![0.1; n_q * head_dim];
+    let (k, v) = (
+        vec![0x3400; n_pos * head_dim],
+        vec![0x3400; n_pos * head_dim],
+    );
+    let mut scores = vec![0.0; n_q * n_pos];
+    let mut out = vec![0.0; n_q * head_dim];
+    let products = 2 * n_q * n_pos * head_dim;
+    Line::multiply_adds(format!("{kernel}, attention f16"), products, move || {
+        let (q, k, v, scores, out) = (&q, &k, &v, &mut scores, &mut out);
+        kernel.attend_f16(Attend {
+            q,
+            k,
+            v,
+            head_dim,
+            n_pos,
+            scale: 0.1,
+            scores,
+            out,
+        });
+    })
+}

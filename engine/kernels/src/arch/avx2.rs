@@ -1,0 +1,507 @@
+//! AVX2 with FMA and F16C: integers by `vpmaddubsw` into i16, widened to i32; floats in four registers of eight lanes.
+
+use std::arch::x86_64::*;
+
+use super::finish;
+use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
+use crate::{QuantRow, QuantRows};
+
+float_kernels!(#[target_feature(enable = "avx2,fma,f16c")]);
+
+/// Packed codes of a block, and its activations or unpacked codes.
+type Packed = [u8; BLOCK_BYTES];
+type Codes = [u8; BLOCK_COLS];
+type Activations = [i8; BLOCK_COLS];
+
+/// Blocks that an i16 lane sums without overflow: 4 · 2 products a block, each up to 3 · 128, makes 3,072 · 10 = 30,720.
+const CHUNK: usize = 10;
+/// Rows and tokens of a tile: nine accumulators, three codes, one activation of sixteen registers.
+const ROWS: usize = 3;
+const TOKENS: usize = 3;
+/// Tokens whose sums wait on the stack while a chunk of unpacked rows meets them all.
+const PANEL: usize = 96;
+
+/// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
+    let row_bytes = x.cols() / 4;
+    if x.len() <= TOKENS {
+        for (r, codes) in codes.chunks_exact(row_bytes).enumerate() {
+            match x.len() {
+                0 => {}
+                1 => few::<1>(codes, scale, x, r, out),
+                2 => few::<2>(codes, scale, x, r, out),
+                _ => few::<3>(codes, scale, x, r, out),
+            }
+        }
+        return;
+    }
+    for first in (0..x.len()).step_by(PANEL) {
+        let out = &mut out[first..x.len().min(first + PANEL)];
+        let mut groups = codes.chunks_exact(ROWS * row_bytes);
+        let mut r = 0;
+        for group in &mut groups {
+            panel::<ROWS>(group, scale, x, first, r, out);
+            r += ROWS;
+        }
+        for row in groups.remainder().chunks_exact(row_bytes) {
+            panel::<1>(row, scale, x, first, r, out);
+            r += 1;
+        }
+    }
+}
+
+/// Row `r` with all `T` tokens, unpacked in registers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn few<const T: usize>(codes: &[u8], scale: f32, x: &QuantRows, r: usize, out: &mut [&mut [f32]]) {
+    let tokens: [QuantRow<'_>; T] = std::array::from_fn(|t| x.row(t));
+    let blocks: &[Packed] = codes.as_chunks().0;
+    let activations: [&[Activations]; T] = tokens.map(|x| &x.values.as_chunks().0[..blocks.len()]);
+    let mut sums = [_mm256_setzero_si256(); T];
+    for first in (0..blocks.len()).step_by(CHUNK) {
+        let mut wide = [_mm256_setzero_si256(); T];
+        for i in first..blocks.len().min(first + CHUNK) {
+            let codes = unpack(load_bytes(&blocks[i]));
+            for (wide, x) in wide.iter_mut().zip(activations) {
+                *wide = _mm256_add_epi16(*wide, block_products(codes, &x[i]));
+            }
+        }
+        for (sum, wide) in sums.iter_mut().zip(wide) {
+            *sum = _mm256_add_epi32(*sum, widened(wide));
+        }
+    }
+    for ((x, sum), out) in tokens.iter().zip(sums).zip(out) {
+        out[r] = finish(sum_i32(sum), x.sum, x.scale, scale);
+    }
+}
+
+/// `R` rows, the first of them row `r`, with the tokens from `first` on: unpacked once per chunk for all of them.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn panel<const R: usize>(
+    codes: &[u8],
+    scale: f32,
+    x: &QuantRows,
+    first: usize,
+    r: usize,
+    out: &mut [&mut [f32]],
+) {
+    let mut sums = [[_mm256_setzero_si256(); R]; PANEL];
+    let mut unpacked = [[[0; BLOCK_COLS]; CHUNK]; R];
+    let blocks = x.cols() / BLOCK_COLS;
+    let rows: [&[Packed]; R] =
+        std::array::from_fn(|r| &codes.as_chunks().0[r * blocks..][..blocks]);
+    for start in (0..blocks).step_by(CHUNK) {
+        let chunk = start..blocks.min(start + CHUNK);
+        for (unpacked, row) in unpacked.iter_mut().zip(rows) {
+            for (unpacked, packed) in unpacked.iter_mut().zip(&row[chunk.clone()]) {
+                store_codes(unpack(load_bytes(packed)), unpacked);
+            }
+        }
+        let codes: [&[Codes]; R] = std::array::from_fn(|r| &unpacked[r][..chunk.len()]);
+        let token = |t: usize| &x.row(first + t).values.as_chunks().0[chunk.clone()];
+        let mut t = 0;
+        while t + TOKENS <= out.len() {
+            tile::<R, TOKENS>(codes, std::array::from_fn(|i| token(t + i)), &mut sums[t..]);
+            t += TOKENS;
+        }
+        while t < out.len() {
+            tile::<R, 1>(codes, [token(t)], &mut sums[t..]);
+            t += 1;
+        }
+    }
+    for (t, (out, sums)) in out.iter_mut().zip(sums).enumerate() {
+        let x = x.row(first + t);
+        for (out, sum) in out[r..r + R].iter_mut().zip(sums) {
+            *out = finish(sum_i32(sum), x.sum, x.scale, scale);
+        }
+    }
+}
+
+/// Adds up to `CHUNK` blocks of `R` rows times `T` tokens to `sums[t][r]`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile<const R: usize, const T: usize>(
+    codes: [&[Codes]; R],
+    x: [&[Activations]; T],
+    sums: &mut [[__m256i; R]],
+) {
+    let mut wide = [[_mm256_setzero_si256(); R]; T];
+    for i in 0..codes[0].len() {
+        for part in 0..4 {
+            let mut c = [_mm256_setzero_si256(); R];
+            for r in 0..R {
+                c[r] = load_codes(&codes[r][i], part);
+            }
+            for t in 0..T {
+                let x = load_activations(&x[t][i], part);
+                for r in 0..R {
+                    wide[t][r] = _mm256_add_epi16(wide[t][r], _mm256_maddubs_epi16(c[r], x));
+                }
+            }
+        }
+    }
+    for (sums, wide) in sums.iter_mut().zip(wide) {
+        for (sum, wide) in sums.iter_mut().zip(wide) {
+            *sum = _mm256_add_epi32(*sum, widened(wide));
+        }
+    }
+}
+
+/// The four groups of 32 codes of a block, in the order of their columns.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn unpack(packed: __m256i) -> [__m256i; 4] {
+    let low = _mm256_set1_epi8(3);
+    [
+        _mm256_and_si256(_mm256_srli_epi16::<6>(packed), low),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(packed), low),
+        _mm256_and_si256(packed, low),
+    ]
+}
+
+/// Sixteen i16 sums of the 128 products of a block, each of eight products.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn block_products(codes: [__m256i; 4], x: &Activations) -> __m256i {
+    let [a, b, c, d] = [
+        _mm256_maddubs_epi16(codes[0], load_activations(x, 0)),
+        _mm256_maddubs_epi16(codes[1], load_activations(x, 1)),
+        _mm256_maddubs_epi16(codes[2], load_activations(x, 2)),
+        _mm256_maddubs_epi16(codes[3], load_activations(x, 3)),
+    ];
+    _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d))
+}
+
+/// Pairs of i16 as i32.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widened(x: __m256i) -> __m256i {
+    _mm256_madd_epi16(x, _mm256_set1_epi16(1))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn sum_i32(x: __m256i) -> i32 {
+    let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+    let x = _mm_add_epi32(x, _mm_unpackhi_epi64(x, x));
+    let x = _mm_add_epi32(x, _mm_shuffle_epi32::<1>(x));
+    _mm_cvtsi128_si32(x)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn load_bytes(x: &[u8; 32]) -> __m256i {
+    // SAFETY: an unaligned load of the 32 bytes of the array.
+    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_codes(x: &Codes, part: usize) -> __m256i {
+    load_bytes(&x.as_chunks().0[part])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn load_activations(x: &Activations, part: usize) -> __m256i {
+    let x: &[i8; 32] = &x.as_chunks().0[part];
+    // SAFETY: an unaligned load of the 32 bytes of the array.
+    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_codes(codes: [__m256i; 4], out: &mut Codes) {
+    for (codes, out) in codes.into_iter().zip(out.as_chunks_mut::<32>().0) {
+        // SAFETY: an unaligned store to the 32 bytes of the array.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), codes) };
+    }
+}
+
+/// 32 lanes.
+type Block = [__m256; 4];
+
+/// Tokens or heads that share a decoded block: eight accumulators, four registers of the block.
+const GROUP: usize = 2;
+
+macro_rules! each {
+    ($op:ident, $a:expr) => {
+        [$op($a[0]), $op($a[1]), $op($a[2]), $op($a[3])]
+    };
+    ($op:ident, $a:expr, $b:expr) => {
+        [
+            $op($a[0], $b[0]),
+            $op($a[1], $b[1]),
+            $op($a[2], $b[2]),
+            $op($a[3], $b[3]),
+        ]
+    };
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn splat(x: f32) -> Block {
+    [_mm256_set1_ps(x); 4]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load(x: &[f32; 32]) -> Block {
+    let (eights, _) = x.as_chunks::<8>();
+    each!(load8, eights)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load8(x: [f32; 8]) -> __m256 {
+    // SAFETY: an unaligned load of the eight numbers of the array.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store(x: Block, out: &mut [f32; 32]) {
+    for (x, out) in x.into_iter().zip(out.as_chunks_mut::<8>().0) {
+        // SAFETY: an unaligned store to the eight numbers of the array.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), x) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn plus(a: Block, b: Block) -> Block {
+    each!(_mm256_add_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn minus(a: Block, b: Block) -> Block {
+    each!(_mm256_sub_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn times(a: Block, b: Block) -> Block {
+    each!(_mm256_mul_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn over(a: Block, b: Block) -> Block {
+    each!(_mm256_div_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fma(a: Block, b: Block, c: Block) -> Block {
+    [
+        _mm256_fmadd_ps(a[0], b[0], c[0]),
+        _mm256_fmadd_ps(a[1], b[1], c[1]),
+        _mm256_fmadd_ps(a[2], b[2], c[2]),
+        _mm256_fmadd_ps(a[3], b[3], c[3]),
+    ]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn max(a: Block, b: Block) -> Block {
+    each!(_mm256_max_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn min(a: Block, b: Block) -> Block {
+    each!(_mm256_min_ps, a, b)
+}
+
+/// 2^n, where `x` is n + `lanes::ROUND`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn pow2(x: Block) -> Block {
+    each!(pow2_8, x)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn pow2_8(x: __m256) -> __m256 {
+    let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
+    _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum(x: Block) -> f32 {
+    let x = _mm256_add_ps(_mm256_add_ps(x[0], x[2]), _mm256_add_ps(x[1], x[3]));
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn maximum(x: Block) -> f32 {
+    let x = _mm256_max_ps(_mm256_max_ps(x[0], x[2]), _mm256_max_ps(x[1], x[3]));
+    let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_f16(x: &[u16; 32]) -> Block {
+    let (eights, _) = x.as_chunks::<8>();
+    each!(load8_f16, eights)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load8_f16(x: [u16; 8]) -> __m256 {
+    // SAFETY: an unaligned load of the sixteen bytes of the array.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(x.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_f16_block(x: Block, out: &mut [u16; 32]) {
+    for (x, out) in x.into_iter().zip(out.as_chunks_mut::<8>().0) {
+        let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+        // SAFETY: an unaligned store to the sixteen bytes of the array.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), halves) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn f32_unit(bytes: &[u8; 128]) -> [Block; 1] {
+    let (eights, _) = bytes.as_chunks::<32>();
+    [each!(load8_bytes, eights)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load8_bytes(x: [u8; 32]) -> __m256 {
+    _mm256_castsi256_ps(load_bytes(&x))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn f16_unit(bytes: &[u8; 64]) -> [Block; 1] {
+    let (eights, _) = bytes.as_chunks::<16>();
+    [each!(load8_f16_bytes, eights)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load8_f16_bytes(x: [u8; 16]) -> __m256 {
+    _mm256_cvtph_ps(load16(&x))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn load16(x: &[u8; 16]) -> __m128i {
+    // SAFETY: an unaligned load of the sixteen bytes of the array.
+    unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bf16_unit(bytes: &[u8; 64]) -> [Block; 1] {
+    let (eights, _) = bytes.as_chunks::<16>();
+    [each!(load8_bf16_bytes, eights)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load8_bf16_bytes(x: [u8; 16]) -> __m256 {
+    let wide = _mm256_cvtepu16_epi32(load16(&x));
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_0_unit(bytes: &[u8; 34]) -> [Block; 1] {
+    let codes = bytes.last_chunk().expect("34 bytes end with 32");
+    [times(
+        f16_scale([bytes[0], bytes[1]]),
+        integers(load_bytes(codes)),
+    )]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_0_unit(bytes: &[u8; 18]) -> [Block; 1] {
+    let codes = load16(bytes.last_chunk().expect("18 bytes end with 16"));
+    let pairs = _mm256_set_m128i(_mm_srli_epi16::<4>(codes), codes);
+    let codes = _mm256_and_si256(pairs, _mm256_set1_epi8(15));
+    let codes = _mm256_sub_epi8(codes, _mm256_set1_epi8(8));
+    [times(integers(codes), f16_scale([bytes[0], bytes[1]]))]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q6_k_unit(bytes: &[u8; 210]) -> [Block; 8] {
+    let (groups, _) = bytes.as_chunks::<32>();
+    let d = f16_scale([bytes[208], bytes[209]])[0];
+    let low = _mm256_set1_epi8(15);
+    let mut blocks = [splat(0.0); 8];
+    for half in 0..2 {
+        let lows = [
+            load_bytes(&groups[2 * half]),
+            load_bytes(&groups[2 * half + 1]),
+        ];
+        let highs = load_bytes(&groups[4 + half]);
+        let high = [
+            _mm256_slli_epi16::<4>(highs),
+            _mm256_slli_epi16::<2>(highs),
+            highs,
+            _mm256_srli_epi16::<2>(highs),
+        ];
+        for part in 0..4 {
+            let nibbles = if part < 2 {
+                lows[part]
+            } else {
+                _mm256_srli_epi16::<4>(lows[part - 2])
+            };
+            let nibbles = _mm256_and_si256(nibbles, low);
+            let high = _mm256_and_si256(high[part], _mm256_set1_epi8(0x30));
+            let codes = _mm256_sub_epi8(_mm256_or_si256(nibbles, high), _mm256_set1_epi8(32));
+            let scale = |i: usize| {
+                let sc = bytes[192 + 8 * half + 2 * part + i] as i8;
+                _mm256_mul_ps(d, _mm256_set1_ps(f32::from(sc)))
+            };
+            let (first, second) = (scale(0), scale(1));
+            blocks[4 * half + part] = times([first, first, second, second], integers(codes));
+        }
+    }
+    blocks
+}
+
+/// The f16 in `bytes`, in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn f16_scale(bytes: [u8; 2]) -> Block {
+    let bits = _mm_set1_epi16(i16::from_le_bytes(bytes));
+    [_mm256_cvtph_ps(bits); 4]
+}
+
+/// 32 × i8 as f32.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn integers(x: __m256i) -> Block {
+    let (low, high) = (_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+    let eights = [
+        low,
+        _mm_srli_si128::<8>(low),
+        high,
+        _mm_srli_si128::<8>(high),
+    ];
+    each!(eight_integers, eights)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn eight_integers(x: __m128i) -> __m256 {
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))
+}

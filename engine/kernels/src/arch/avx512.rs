@@ -1,0 +1,364 @@
+//! AVX-512 with VNNI: integers by `vpdpbusd` on 64 codes at a time; floats in two registers of sixteen lanes.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::finish;
+use super::tiles::token_panel;
+use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
+use crate::{QuantRow, QuantRows};
+
+float_kernels!(#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]);
+
+/// A tile: sixteen sums, four codes, one activation and the shifts of 32 registers.
+const ROWS: usize = 4;
+const TOKENS: usize = 4;
+const CHAINS: usize = 4;
+
+type Lanes = __m512i;
+
+tiled_matmul!(#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]);
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn step<const R: usize, const T: usize>(
+    rows: [&[[u8; BLOCK_BYTES]]; R],
+    x: [&[[i8; BLOCK_COLS]]; T],
+    i: usize,
+    sums: &mut [[Lanes; R]; T],
+) {
+    for half in 0..2 {
+        let mut codes = [no_lanes(); R];
+        for r in 0..R {
+            codes[r] = unpack_half(&rows[r][i], half);
+        }
+        for t in 0..T {
+            let x = load_activations(&x[t][i], half);
+            for r in 0..R {
+                sums[t][r] = _mm512_dpbusd_epi32(sums[t][r], codes[r], x);
+            }
+        }
+    }
+}
+
+/// 64 codes of a block in the order of their columns: the packed bytes twice, each copy with its own shift.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn unpack_half(packed: &[u8; BLOCK_BYTES], half: usize) -> __m512i {
+    let shifts = match half {
+        0 => _mm512_setr_epi64(6, 6, 6, 6, 4, 4, 4, 4),
+        _ => _mm512_setr_epi64(2, 2, 2, 2, 0, 0, 0, 0),
+    };
+    // SAFETY: an unaligned load of the 32 bytes of the array.
+    let packed = unsafe { _mm256_loadu_si256(packed.as_ptr().cast()) };
+    let twice = _mm512_broadcast_i64x4(packed);
+    _mm512_and_si512(_mm512_srlv_epi64(twice, shifts), _mm512_set1_epi8(3))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn load_activations(x: &[i8; BLOCK_COLS], half: usize) -> __m512i {
+    let x: &[i8; 64] = &x.as_chunks().0[half];
+    // SAFETY: an unaligned load of the 64 bytes of the array.
+    unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn no_lanes() -> Lanes {
+    _mm512_setzero_si512()
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn add_lanes(a: Lanes, b: Lanes) -> Lanes {
+    _mm512_add_epi32(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn sum_lanes(x: Lanes) -> i32 {
+    _mm512_reduce_add_epi32(x)
+}
+
+/// 32 lanes.
+type Block = [__m512; 2];
+
+/// Tokens or heads that share a decoded block.
+const GROUP: usize = 4;
+
+macro_rules! each {
+    ($op:ident, $a:expr) => {
+        [$op($a[0]), $op($a[1])]
+    };
+    ($op:ident, $a:expr, $b:expr) => {
+        [$op($a[0], $b[0]), $op($a[1], $b[1])]
+    };
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn splat(x: f32) -> Block {
+    [_mm512_set1_ps(x); 2]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn load(x: &[f32; 32]) -> Block {
+    // SAFETY: unaligned loads of the 16 + 16 numbers of the array.
+    unsafe {
+        [
+            _mm512_loadu_ps(x.as_ptr()),
+            _mm512_loadu_ps(x.as_ptr().add(16)),
+        ]
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn store(x: Block, out: &mut [f32; 32]) {
+    for (x, out) in x.into_iter().zip(out.as_chunks_mut::<16>().0) {
+        // SAFETY: an unaligned store to the sixteen numbers of the array.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn plus(a: Block, b: Block) -> Block {
+    each!(_mm512_add_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn minus(a: Block, b: Block) -> Block {
+    each!(_mm512_sub_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn times(a: Block, b: Block) -> Block {
+    each!(_mm512_mul_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn over(a: Block, b: Block) -> Block {
+    each!(_mm512_div_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn fma(a: Block, b: Block, c: Block) -> Block {
+    [
+        _mm512_fmadd_ps(a[0], b[0], c[0]),
+        _mm512_fmadd_ps(a[1], b[1], c[1]),
+    ]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn max(a: Block, b: Block) -> Block {
+    each!(_mm512_max_ps, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn min(a: Block, b: Block) -> Block {
+    each!(_mm512_min_ps, a, b)
+}
+
+/// 2^n, where `x` is n + `lanes::ROUND`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn pow2(x: Block) -> Block {
+    each!(pow2_16, x)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn pow2_16(x: __m512) -> __m512 {
+    let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(x));
+    _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(127 << 23)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn sum(x: Block) -> f32 {
+    let x = _mm512_add_ps(x[0], x[1]);
+    let x = _mm256_add_ps(_mm512_castps512_ps256(x), upper_half(x));
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn maximum(x: Block) -> f32 {
+    let x = _mm512_max_ps(x[0], x[1]);
+    let x = _mm256_max_ps(_mm512_castps512_ps256(x), upper_half(x));
+    let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn upper_half(x: __m512) -> __m256 {
+    _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn load_f16(x: &[u16; 32]) -> Block {
+    // SAFETY: an unaligned load of the 64 bytes of the array.
+    from_f16(unsafe { _mm512_loadu_si512(x.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn from_f16(halves: __m512i) -> Block {
+    let low = _mm512_castsi512_si256(halves);
+    let high = _mm512_extracti64x4_epi64::<1>(halves);
+    [_mm512_cvtph_ps(low), _mm512_cvtph_ps(high)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn store_f16_block(x: Block, out: &mut [u16; 32]) {
+    for (x, out) in x.into_iter().zip(out.as_chunks_mut::<16>().0) {
+        let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+        // SAFETY: an unaligned store to the 32 bytes of the array.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), halves) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn load_bytes(x: &[u8; 64]) -> __m512i {
+    // SAFETY: an unaligned load of the 64 bytes of the array.
+    unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn f32_unit(bytes: &[u8; 128]) -> [Block; 1] {
+    let (sixteens, _) = bytes.as_chunks::<64>();
+    let bits = [load_bytes(&sixteens[0]), load_bytes(&sixteens[1])];
+    [each!(_mm512_castsi512_ps, bits)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn f16_unit(bytes: &[u8; 64]) -> [Block; 1] {
+    [from_f16(load_bytes(bytes))]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn bf16_unit(bytes: &[u8; 64]) -> [Block; 1] {
+    let halves = load_bytes(bytes);
+    let parts = [
+        _mm512_castsi512_si256(halves),
+        _mm512_extracti64x4_epi64::<1>(halves),
+    ];
+    [each!(widen_bf16, parts)]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn widen_bf16(x: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn q8_0_unit(bytes: &[u8; 34]) -> [Block; 1] {
+    let codes = bytes.last_chunk().expect("34 bytes end with 32");
+    [times(
+        f16_scale([bytes[0], bytes[1]]),
+        integers(load_32(codes)),
+    )]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn q4_0_unit(bytes: &[u8; 18]) -> [Block; 1] {
+    let codes = load_16(bytes.last_chunk().expect("18 bytes end with 16"));
+    let pairs = _mm256_set_m128i(_mm_srli_epi16::<4>(codes), codes);
+    let codes = _mm256_and_si256(pairs, _mm256_set1_epi8(15));
+    let codes = _mm256_sub_epi8(codes, _mm256_set1_epi8(8));
+    [times(integers(codes), f16_scale([bytes[0], bytes[1]]))]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn q6_k_unit(bytes: &[u8; 210]) -> [Block; 8] {
+    let (groups, _) = bytes.as_chunks::<32>();
+    let d = f16_scale([bytes[208], bytes[209]])[0];
+    let low = _mm256_set1_epi8(15);
+    let mut blocks = [splat(0.0); 8];
+    for half in 0..2 {
+        let lows = [load_32(&groups[2 * half]), load_32(&groups[2 * half + 1])];
+        let highs = load_32(&groups[4 + half]);
+        let high = [
+            _mm256_slli_epi16::<4>(highs),
+            _mm256_slli_epi16::<2>(highs),
+            highs,
+            _mm256_srli_epi16::<2>(highs),
+        ];
+        for part in 0..4 {
+            let nibbles = if part < 2 {
+                lows[part]
+            } else {
+                _mm256_srli_epi16::<4>(lows[part - 2])
+            };
+            let nibbles = _mm256_and_si256(nibbles, low);
+            let high = _mm256_and_si256(high[part], _mm256_set1_epi8(0x30));
+            let codes = _mm256_sub_epi8(_mm256_or_si256(nibbles, high), _mm256_set1_epi8(32));
+            let scale = |i: usize| {
+                let sc = bytes[192 + 8 * half + 2 * part + i] as i8;
+                _mm512_mul_ps(d, _mm512_set1_ps(f32::from(sc)))
+            };
+            let (first, second) = (scale(0), scale(1));
+            blocks[4 * half + part] = times([first, second], integers(codes));
+        }
+    }
+    blocks
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn load_16(x: &[u8; 16]) -> __m128i {
+    // SAFETY: an unaligned load of the sixteen bytes of the array.
+    unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn load_32(x: &[u8; 32]) -> __m256i {
+    // SAFETY: an unaligned load of the 32 bytes of the array.
+    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+}
+
+/// The f16 in `bytes`, in every lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn f16_scale(bytes: [u8; 2]) -> Block {
+    let bits = _mm256_set1_epi16(i16::from_le_bytes(bytes));
+    [_mm512_cvtph_ps(bits); 2]
+}
+
+/// 32 × i8 as f32.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn integers(x: __m256i) -> Block {
+    let halves = [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)];
+    each!(sixteen_integers, halves)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn sixteen_integers(x: __m128i) -> __m512 {
+    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))
+}

@@ -1,0 +1,64 @@
+//! AVX-VNNI: `vpdpbusd` sums four products of code and activation into an i32 lane at once. Floats are those of AVX2.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+pub(super) use super::avx2::{
+    add, attend_f16, attend_f32, bf16_matmul, bf16_row, f16_matmul, f16_row, f32_matmul, f32_row,
+    q4_0_matmul, q4_0_row, q6_k_matmul, q6_k_row, q8_0_matmul, q8_0_row, quantize, relu2_mul,
+    rms_norm, silu_mul, store_f16,
+};
+use super::avx2::{load_activations, load_bytes, sum_i32, unpack};
+use super::finish;
+use super::tiles::token_panel;
+use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
+use crate::{QuantRow, QuantRows};
+
+/// A tile: nine sums, three codes, one activation of sixteen registers.
+const ROWS: usize = 3;
+const TOKENS: usize = 3;
+const CHAINS: usize = 4;
+
+type Lanes = __m256i;
+
+tiled_matmul!(#[target_feature(enable = "avx2,fma,f16c,avxvnni")]);
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn step<const R: usize, const T: usize>(
+    rows: [&[[u8; BLOCK_BYTES]]; R],
+    x: [&[[i8; BLOCK_COLS]]; T],
+    i: usize,
+    sums: &mut [[Lanes; R]; T],
+) {
+    for part in 0..4 {
+        let mut codes = [no_lanes(); R];
+        for r in 0..R {
+            codes[r] = unpack(load_bytes(&rows[r][i]))[part];
+        }
+        for t in 0..T {
+            let x = load_activations(&x[t][i], part);
+            for r in 0..R {
+                sums[t][r] = _mm256_dpbusd_avx_epi32(sums[t][r], codes[r], x);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn no_lanes() -> Lanes {
+    _mm256_setzero_si256()
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn add_lanes(a: Lanes, b: Lanes) -> Lanes {
+    _mm256_add_epi32(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn sum_lanes(x: Lanes) -> i32 {
+    sum_i32(x)
+}

@@ -1,0 +1,756 @@
+//! Every kernel of this CPU against naive arithmetic (integers) and against the scalar kernel (floats), all by `assert_eq!`.
+
+use bitnet_kernels::{
+    Attend, DenseMatrix, DenseType, Isa, Kernel, PackedMatrix, Packing, QuantRows, SharedBytes,
+    f16_to_f32, f32_to_f16,
+};
+
+const ROWS: [usize; 6] = [1, 2, 3, 5, 16, 33];
+const COLS: [usize; 5] = [128, 256, 384, 2560, 6912];
+const TOKENS: [usize; 6] = [1, 2, 3, 4, 7, 17];
+
+/// xorshift64*
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn byte(&mut self) -> u8 {
+        (self.next() >> 56) as u8
+    }
+
+    /// In [-1, 1).
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+
+    /// Of sizes from 1e-6 to 1e6.
+    fn wide_floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n)
+            .map(|_| self.float() * 10f32.powf(6.0 * self.float()))
+            .collect()
+    }
+}
+
+/// How a battery fills packed bytes and activations.
+#[derive(Clone, Copy, Debug)]
+enum Fill {
+    Random(u64),
+    /// Every byte of codes, every activation.
+    Constant(u8, i8),
+    /// Activations of alternating sign.
+    Alternating(u8),
+}
+
+const FILLS: [Fill; 9] = [
+    Fill::Random(0x5eed_0001),
+    Fill::Random(0x5eed_0002),
+    Fill::Constant(0xaa, 127),
+    Fill::Constant(0xaa, -127),
+    Fill::Constant(0xff, 127),
+    Fill::Constant(0xff, -128),
+    Fill::Constant(0x00, -128),
+    Fill::Alternating(0xff),
+    Fill::Alternating(0x92),
+];
+
+impl Fill {
+    fn codes(self, n: usize) -> Vec<u8> {
+        match self {
+            Fill::Random(seed) => {
+                let mut random = Random(seed);
+                (0..n).map(|_| random.byte()).collect()
+            }
+            Fill::Constant(code, _) | Fill::Alternating(code) => vec![code; n],
+        }
+    }
+
+    fn activation(self, random: &mut Random, i: usize) -> i8 {
+        match self {
+            Fill::Random(_) => random.byte() as i8,
+            Fill::Constant(_, q) => q,
+            Fill::Alternating(_) => [127, -128][i % 2],
+        }
+    }
+
+    fn activations(self, tokens: usize, cols: usize) -> QuantRows {
+        let mut random = Random(0x5eed_0003);
+        let mut x = QuantRows::new(tokens, cols);
+        for (t, row) in x.rows_mut().enumerate() {
+            for (i, q) in row.values.iter_mut().enumerate() {
+                *q = self.activation(&mut random, i);
+            }
+            *row.sum = row.values.iter().map(|q| i32::from(*q)).sum();
+            *row.scale = 1.5 + t as f32;
+        }
+        x
+    }
+}
+
+/// The definition: weights by `ternary_row`, one product after another.
+fn naive(w: &PackedMatrix, x: &QuantRows) -> Vec<Vec<f32>> {
+    let mut out = vec![vec![0.0; w.rows()]; x.len()];
+    let mut weights = vec![0; w.cols()];
+    for r in 0..w.rows() {
+        w.ternary_row(r, &mut weights);
+        for (t, out) in out.iter_mut().enumerate() {
+            let x = x.row(t);
+            let products = weights
+                .iter()
+                .zip(x.values)
+                .map(|(w, q)| i32::from(*w) * i32::from(*q));
+            out[r] = products.sum::<i32>() as f32 / x.scale * w.scale();
+        }
+    }
+    out
+}
+
+fn multiply(
+    kernel: Kernel,
+    w: &PackedMatrix,
+    rows: std::ops::Range<usize>,
+    x: &QuantRows,
+) -> Vec<Vec<f32>> {
+    let mut out = vec![vec![f32::NAN; rows.len()]; x.len()];
+    let mut slices: Vec<&mut [f32]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+    kernel.matmul(w, rows, x, &mut slices);
+    out
+}
+
+#[test]
+fn ternary_products_are_exact() {
+    for (rows, cols) in ROWS.into_iter().flat_map(|r| COLS.map(|c| (r, c))) {
+        for fill in FILLS {
+            let codes = SharedBytes::new(fill.codes(rows * cols / 4));
+            let w = PackedMatrix::i2_s(codes, rows, cols, 1.21875).unwrap();
+            let x = fill.activations(17, cols);
+            let expected = naive(&w, &x);
+            for n in TOKENS {
+                let x = fill.activations(n, cols);
+                for kernel in Kernel::available() {
+                    let found = multiply(kernel, &w, 0..rows, &x);
+                    assert_eq!(
+                        found,
+                        expected[..n],
+                        "{kernel}, {rows} x {cols}, {n} tokens, {fill:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn row_ranges_are_parts_of_the_whole() {
+    let (rows, cols) = (33, 384);
+    let fill = Fill::Random(0x5eed_0004);
+    let w = PackedMatrix::i2_s(
+        SharedBytes::new(fill.codes(rows * cols / 4)),
+        rows,
+        cols,
+        0.7,
+    )
+    .unwrap();
+    for n in [0, 1, 5, 130] {
+        let x = fill.activations(n, cols);
+        for kernel in Kernel::available() {
+            let whole = multiply(kernel, &w, 0..rows, &x);
+            for range in [0..0, 0..1, 7..20, 32..33, 33..33] {
+                let part = multiply(kernel, &w, range.clone(), &x);
+                for (part, whole) in part.iter().zip(&whole) {
+                    assert_eq!(
+                        part,
+                        &whole[range.clone()],
+                        "{kernel}, rows {range:?}, {n} tokens"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Weights in a file start anywhere.
+#[test]
+fn bytes_need_no_alignment() {
+    let (rows, cols) = (5, 256);
+    let codes = Fill::Random(0x5eed_0005).codes(rows * cols / 4);
+    let x = Fill::Random(0x5eed_0006).activations(4, cols);
+    let aligned = PackedMatrix::i2_s(SharedBytes::new(codes.clone()), rows, cols, 1.0).unwrap();
+    for offset in 1..8 {
+        let shifted = SharedBytes::new([vec![0; offset], codes.clone()].concat());
+        let shifted = shifted.slice(offset..offset + codes.len()).unwrap();
+        let shifted = PackedMatrix::i2_s(shifted, rows, cols, 1.0).unwrap();
+        for kernel in Kernel::available() {
+            assert_eq!(
+                multiply(kernel, &shifted, 0..rows, &x),
+                multiply(kernel, &aligned, 0..rows, &x),
+                "{kernel}"
+            );
+        }
+    }
+}
+
+#[test]
+fn packing_and_unpacking_agree() {
+    let mut random = Random(0x5eed_0007);
+    let (rows, cols) = (3, 256);
+    let weights: Vec<i8> = (0..rows * cols)
+        .map(|_| (random.byte() % 3) as i8 - 1)
+        .collect();
+    for packing in Packing::ALL {
+        let w = PackedMatrix::from_ternary(packing, rows, cols, 1.0, &weights).unwrap();
+        let mut row = vec![0; cols];
+        for (r, expected) in weights.chunks_exact(cols).enumerate() {
+            w.ternary_row(r, &mut row);
+            assert_eq!(row, expected, "{packing}, row {r}");
+        }
+    }
+}
+
+fn quantized(kernel: Kernel, x: &[f32]) -> QuantRows {
+    let mut rows = QuantRows::new(1, x.len());
+    kernel.quantize(x, rows.rows_mut().next().unwrap());
+    rows
+}
+
+#[test]
+fn quantizes_as_the_reference_does() {
+    let mut random = Random(0x5eed_0008);
+    let mut table = vec![
+        vec![0.0; 128],
+        vec![1e-7; 128],
+        vec![-0.5; 131],
+        vec![3e38; 5],
+        vec![1e-45; 3],
+    ];
+    // 127 makes s = 1, so halves stay halves.
+    table.push(
+        (0..=254)
+            .map(|i| i as f32 / 2.0)
+            .chain((0..=254).map(|i| -i as f32 / 2.0))
+            .collect(),
+    );
+    table.extend((1..40).map(|n| random.wide_floats(n * 31)));
+    for x in table {
+        let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let s = 127.0 / largest.max(1e-5);
+        let expected: Vec<i8> = x.iter().map(|x| (x * s).round_ties_even() as i8).collect();
+        for kernel in Kernel::available() {
+            let rows = quantized(kernel, &x);
+            let row = rows.row(0);
+            assert_eq!(row.values, expected, "{kernel}");
+            assert_eq!(row.scale, s, "{kernel}");
+            assert_eq!(
+                row.sum,
+                expected.iter().map(|q| i32::from(*q)).sum::<i32>(),
+                "{kernel}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_row_without_numbers_stays_alone() {
+    let w = PackedMatrix::from_ternary(Packing::I2S, 2, 128, 1.0, &[1; 256]).unwrap();
+    for kernel in Kernel::available() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut inputs = vec![vec![0.5; 128]; 5];
+            inputs[2][77] = bad;
+            let mut x = QuantRows::new(5, 128);
+            x.rows_mut()
+                .zip(&inputs)
+                .for_each(|(row, input)| kernel.quantize(input, row));
+            for (t, out) in multiply(kernel, &w, 0..2, &x).iter().enumerate() {
+                assert_eq!(
+                    out.iter().all(|y| y.is_nan()),
+                    t == 2,
+                    "{kernel}, {bad}, token {t}: {out:?}"
+                );
+            }
+        }
+    }
+}
+
+const TYPES: [DenseType; 6] = [
+    DenseType::F32,
+    DenseType::F16,
+    DenseType::BF16,
+    DenseType::Q8_0,
+    DenseType::Q6_K,
+    DenseType::Q4_0,
+];
+
+/// Random bytes whose scales and numbers are small f16, so that no sum overflows.
+fn dense(ty: DenseType, rows: usize, cols: usize, seed: u64) -> DenseMatrix {
+    let mut random = Random(seed);
+    let mut bytes = Vec::new();
+    while bytes.len() < rows * ty.row_bytes(cols).unwrap() {
+        let mut block: Vec<u8> = (0..ty.block_bytes()).map(|_| random.byte()).collect();
+        let small = f32_to_f16(random.float()).to_le_bytes();
+        match ty {
+            DenseType::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
+            DenseType::F16 => block.copy_from_slice(&small),
+            DenseType::BF16 => block.copy_from_slice(&random.float().to_le_bytes()[2..]),
+            DenseType::Q8_0 | DenseType::Q4_0 => block[..2].copy_from_slice(&small),
+            DenseType::Q6_K => block[208..].copy_from_slice(&small),
+        }
+        bytes.extend(block);
+    }
+    DenseMatrix::new(SharedBytes::new(bytes), ty, rows, cols).unwrap()
+}
+
+/// Number `c` of row `r`, straight from the format's description.
+fn dense_element(m: &DenseMatrix, r: usize, c: usize) -> f32 {
+    let ty = m.ty();
+    let block = &m.bytes()[r * m.row_bytes() + c / ty.block_cols() * ty.block_bytes()..]
+        [..ty.block_bytes()];
+    let half = |at: usize| f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]));
+    let i = c % ty.block_cols();
+    match ty {
+        DenseType::F32 => f32::from_le_bytes(block.try_into().unwrap()),
+        DenseType::F16 => half(0),
+        DenseType::BF16 => {
+            f32::from_bits(u32::from(u16::from_le_bytes([block[0], block[1]])) << 16)
+        }
+        DenseType::Q8_0 => half(0) * f32::from(block[2 + i] as i8),
+        DenseType::Q4_0 => {
+            let byte = block[2 + i % 16];
+            let code = if i < 16 { byte & 15 } else { byte >> 4 };
+            (f32::from(code) - 8.0) * half(0)
+        }
+        DenseType::Q6_K => {
+            let (h, l) = (i / 128, i % 32);
+            let (ql, qh, sc) = (
+                &block[64 * h..],
+                &block[128 + 32 * h..],
+                &block[192 + 8 * h..],
+            );
+            let (code, sc) = match i % 128 / 32 {
+                0 => ((ql[l] & 15) + ((qh[l] & 3) << 4), sc[l / 16]),
+                1 => ((ql[l + 32] & 15) + ((qh[l] >> 2 & 3) << 4), sc[l / 16 + 2]),
+                2 => ((ql[l] >> 4) + ((qh[l] >> 4 & 3) << 4), sc[l / 16 + 4]),
+                _ => ((ql[l + 32] >> 4) + ((qh[l] >> 6 & 3) << 4), sc[l / 16 + 6]),
+            };
+            half(208) * f32::from(sc as i8) * (f32::from(code) - 32.0)
+        }
+    }
+}
+
+/// The order all kernels promise.
+fn dot_in_order(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; 32];
+    for i in 0..a.len().next_multiple_of(32) {
+        let at = |x: &[f32]| x.get(i).copied().unwrap_or(0.0);
+        lanes[i % 32] = at(a).mul_add(at(b), lanes[i % 32]);
+    }
+    for half in [16, 8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn dense_rows_and_products_have_one_value() {
+    for ty in TYPES {
+        let shapes = [(3, 256), (5, 2560), (2, 512)];
+        let odd = [(3, 1), (4, 31), (3, 33), (2, 100)];
+        let odd = odd.into_iter().filter(|_| ty.block_cols() == 1);
+        for (rows, cols) in shapes.into_iter().chain(odd) {
+            let m = dense(ty, rows, cols, 0x5eed_0009);
+            let mut random = Random(0x5eed_000a);
+            let x: Vec<Vec<f32>> = (0..9).map(|_| random.floats(cols)).collect();
+            let rows_f32: Vec<Vec<f32>> = (0..rows)
+                .map(|r| (0..cols).map(|c| dense_element(&m, r, c)).collect())
+                .collect();
+            let expected: Vec<Vec<f32>> = x
+                .iter()
+                .map(|x| rows_f32.iter().map(|row| dot_in_order(x, row)).collect())
+                .collect();
+            for kernel in Kernel::available() {
+                let mut row = vec![f32::NAN; cols];
+                for (r, expected) in rows_f32.iter().enumerate() {
+                    kernel.dense_row(&m, r, &mut row);
+                    assert_eq!(
+                        bits(&row),
+                        bits(expected),
+                        "{kernel}, {ty}, {rows} x {cols}, row {r}"
+                    );
+                }
+                for n in [0, 1, 2, 3, 4, 5, 9] {
+                    let x: Vec<&[f32]> = x[..n].iter().map(Vec::as_slice).collect();
+                    let mut out = vec![vec![f32::NAN; rows - 1]; n];
+                    let mut slices: Vec<&mut [f32]> =
+                        out.iter_mut().map(Vec::as_mut_slice).collect();
+                    kernel.dense_matmul(&m, 1..rows, &x, &mut slices);
+                    for (out, expected) in out.iter().zip(&expected) {
+                        assert_eq!(
+                            bits(out),
+                            bits(&expected[1..]),
+                            "{kernel}, {ty}, {rows} x {cols}, {n} tokens"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All 65,536 halves, denormals and NaN included, through every kernel.
+#[test]
+fn halves_convert_alike() {
+    let halves: Vec<u16> = (0..=u16::MAX).collect();
+    let bytes: Vec<u8> = halves.iter().flat_map(|h| h.to_le_bytes()).collect();
+    let m = DenseMatrix::new(SharedBytes::new(bytes), DenseType::F16, 1, 65_536).unwrap();
+    let expected: Vec<f32> = halves.iter().map(|h| f16_to_f32(*h)).collect();
+    let mut random = Random(0x5eed_000b);
+    let wide: Vec<f32> = (0..100_003)
+        .map(|_| f32::from_bits(random.next() as u32))
+        .collect();
+    let wide_halves: Vec<u16> = wide.iter().map(|x| f32_to_f16(*x)).collect();
+    for kernel in Kernel::available() {
+        let mut out = vec![0.0; 65_536];
+        kernel.dense_row(&m, 0, &mut out);
+        assert_eq!(bits(&out), bits(&expected), "{kernel}");
+        let mut back = vec![0; wide.len()];
+        kernel.store_f16(&wide, &mut back);
+        assert_eq!(back, wide_halves, "{kernel}");
+    }
+}
+
+/// Runs `f` on every kernel and wants the scalar kernel's bits from all.
+fn same_bits(what: &str, f: impl Fn(Kernel) -> Vec<f32>) -> Vec<f32> {
+    let scalar = Kernel::new(Packing::I2S, Isa::Scalar).unwrap();
+    let expected = f(scalar);
+    for kernel in Kernel::available() {
+        assert_eq!(bits(&f(kernel)), bits(&expected), "{what} on {kernel}");
+    }
+    expected
+}
+
+const LENGTHS: [usize; 9] = [1, 5, 31, 32, 33, 100, 128, 2560, 6912];
+
+#[test]
+fn norms_and_activations_have_one_value() {
+    for n in LENGTHS {
+        let mut random = Random(0x5eed_000c + n as u64);
+        let (x, y) = (random.wide_floats(n), random.wide_floats(n));
+        let norm = same_bits("rms_norm", |kernel| {
+            let mut out = vec![f32::NAN; n];
+            kernel.rms_norm(&x, &y, 1e-5, &mut out);
+            out
+        });
+        let inverse = 1.0 / (dot_in_order(&x, &x) / n as f32 + 1e-5).sqrt();
+        let expected: Vec<f32> = x.iter().zip(&y).map(|(x, w)| x * inverse * w).collect();
+        assert_eq!(bits(&norm), bits(&expected), "rms_norm of {n}");
+
+        let relu2 = same_bits("relu2_mul", |kernel| {
+            let mut out = vec![f32::NAN; n];
+            kernel.relu2_mul(&x, &y, &mut out);
+            out
+        });
+        let expected: Vec<f32> = x
+            .iter()
+            .zip(&y)
+            .map(|(g, u)| g.max(0.0) * g.max(0.0) * u)
+            .collect();
+        assert_eq!(relu2, expected, "relu2_mul of {n}");
+
+        let sum = same_bits("add", |kernel| {
+            let mut sum = x.clone();
+            kernel.add(&mut sum, &y);
+            sum
+        });
+        let expected: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+        assert_eq!(bits(&sum), bits(&expected), "add of {n}");
+
+        same_bits("silu_mul", |kernel| {
+            let mut out = vec![f32::NAN; n];
+            kernel.silu_mul(&x, &y, &mut out);
+            out
+        });
+    }
+}
+
+/// Both activations of all of f32's range keep NaN and are what f64 says.
+#[test]
+fn silu_is_accurate() {
+    let x: Vec<f32> = (-120_000..120_000).map(|i| i as f32 / 1000.0).collect();
+    let out = same_bits("silu_mul", |kernel| {
+        let mut out = vec![0.0; x.len()];
+        kernel.silu_mul(&x, &vec![1.0; x.len()], &mut out);
+        out
+    });
+    for (x, y) in x.iter().zip(out) {
+        let expected = f64::from(*x) / (1.0 + f64::from(-x).exp());
+        let error = (f64::from(y) - expected).abs();
+        assert!(
+            error <= expected.abs() * 4e-7 + 1e-35,
+            "silu({x}) = {y}, not {expected}"
+        );
+    }
+}
+
+#[test]
+fn activations_keep_nan_and_infinity() {
+    let gate = [
+        f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        -0.0,
+        -1e30,
+        1e-30,
+    ];
+    for kernel in Kernel::available() {
+        let mut out = [0.0; 6];
+        kernel.silu_mul(&gate, &[1.0; 6], &mut out);
+        assert!(
+            out[0].is_nan() && out[1] == f32::INFINITY,
+            "{kernel}: {out:?}"
+        );
+        kernel.relu2_mul(&gate, &[1.0; 6], &mut out);
+        assert!(
+            out[0].is_nan() && out[1] == f32::INFINITY && out[2] == 0.0,
+            "{kernel}: {out:?}"
+        );
+    }
+}
+
+/// What one attention call needs.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    n_q: usize,
+    head_dim: usize,
+    n_pos: usize,
+}
+
+struct Cache<E> {
+    q: Vec<f32>,
+    k: Vec<E>,
+    v: Vec<E>,
+}
+
+fn attended<E>(
+    kernel: Kernel,
+    shape: Shape,
+    cache: &Cache<E>,
+    call: fn(Kernel, Attend<'_, E>),
+) -> Vec<f32> {
+    let Shape {
+        n_q,
+        head_dim,
+        n_pos,
+    } = shape;
+    let mut out = vec![f32::NAN; n_q * head_dim];
+    let attend = Attend {
+        q: &cache.q,
+        k: &cache.k,
+        v: &cache.v,
+        head_dim,
+        n_pos,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        scores: &mut vec![f32::NAN; n_q * n_pos + 3],
+        out: &mut out,
+    };
+    call(kernel, attend);
+    out
+}
+
+/// In f64, to see that the values are right and not only equal.
+fn attended_f64(shape: Shape, cache: &Cache<f32>) -> Vec<f64> {
+    let Shape {
+        head_dim, n_pos, ..
+    } = shape;
+    let row = |x: &[f32], p: usize| -> Vec<f64> {
+        x[p * head_dim..][..head_dim]
+            .iter()
+            .map(|x| f64::from(*x))
+            .collect()
+    };
+    let mut out = Vec::new();
+    for q in cache.q.chunks_exact(head_dim) {
+        let score = |p| {
+            row(&cache.k, p)
+                .iter()
+                .zip(q)
+                .map(|(k, q)| k * f64::from(*q))
+                .sum::<f64>()
+                / (head_dim as f64).sqrt()
+        };
+        let scores: Vec<f64> = (0..n_pos).map(score).collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        out.extend((0..head_dim).map(|d| {
+            (0..n_pos)
+                .map(|p| weights[p] * row(&cache.v, p)[d])
+                .sum::<f64>()
+                / total
+        }));
+    }
+    out
+}
+
+#[test]
+fn attention_has_one_value() {
+    for n_q in [1, 2, 3, 4, 5, 8] {
+        for (head_dim, n_pos) in [
+            (128, 1),
+            (128, 31),
+            (64, 33),
+            (100, 70),
+            (20, 7),
+            (96, 200),
+            (128, 1000),
+        ] {
+            let shape = Shape {
+                n_q,
+                head_dim,
+                n_pos,
+            };
+            let mut random = Random(0x5eed_000d);
+            let mut numbers = |n: usize| -> Vec<f32> {
+                random
+                    .floats(n)
+                    .iter()
+                    .map(|x| f16_to_f32(f32_to_f16(4.0 * x)))
+                    .collect()
+            };
+            let q = numbers(n_q * head_dim);
+            let (k, v) = (
+                numbers((n_pos + 1) * head_dim),
+                numbers((n_pos + 1) * head_dim),
+            );
+            let halves = |x: &[f32]| x.iter().map(|x| f32_to_f16(*x)).collect();
+            let half_cache = Cache {
+                q: q.clone(),
+                k: halves(&k),
+                v: halves(&v),
+            };
+            let cache = Cache { q, k, v };
+            let f16 = same_bits("attend_f16", |kernel| {
+                attended(kernel, shape, &half_cache, Kernel::attend_f16)
+            });
+            let f32 = same_bits("attend_f32", |kernel| {
+                attended(kernel, shape, &cache, Kernel::attend_f32)
+            });
+            assert_eq!(bits(&f16), bits(&f32), "{shape:?}");
+            for (found, expected) in f32.iter().zip(attended_f64(shape, &cache)) {
+                assert!(
+                    (f64::from(*found) - expected).abs() < 2e-5,
+                    "{shape:?}: {found}, not {expected}"
+                );
+            }
+        }
+    }
+}
+
+/// A head with its neighbours or alone: the same.
+#[test]
+fn heads_do_not_see_each_other() {
+    let shape = Shape {
+        n_q: 5,
+        head_dim: 64,
+        n_pos: 90,
+    };
+    let mut random = Random(0x5eed_000e);
+    let mut cache = Cache {
+        q: random.floats(320),
+        k: random.floats(90 * 64),
+        v: random.floats(90 * 64),
+    };
+    let q = cache.q.clone();
+    for kernel in Kernel::available() {
+        cache.q = q.clone();
+        let all = attended(kernel, shape, &cache, Kernel::attend_f32);
+        for h in 0..5 {
+            cache.q = q[h * 64..][..64].to_vec();
+            let alone = attended(
+                kernel,
+                Shape { n_q: 1, ..shape },
+                &cache,
+                Kernel::attend_f32,
+            );
+            assert_eq!(
+                bits(&alone),
+                bits(&all[h * 64..][..64]),
+                "{kernel}, head {h}"
+            );
+        }
+    }
+}
+
+#[test]
+fn attention_keeps_nan_and_stays_finite_otherwise() {
+    let shape = Shape {
+        n_q: 2,
+        head_dim: 32,
+        n_pos: 40,
+    };
+    let mut random = Random(0x5eed_000f);
+    for kernel in Kernel::available() {
+        let mut cache = Cache {
+            q: random.floats(64),
+            k: random.floats(1280),
+            v: random.floats(1280),
+        };
+        cache.q[0] = 1e20;
+        let out = attended(kernel, shape, &cache, Kernel::attend_f32);
+        assert!(out.iter().all(|x| x.is_finite()), "{kernel}: {out:?}");
+        cache.q[0] = f32::NAN;
+        let out = attended(kernel, shape, &cache, Kernel::attend_f32);
+        assert!(out[..32].iter().all(|x| x.is_nan()), "{kernel}: {out:?}");
+        assert!(out[32..].iter().all(|x| x.is_finite()), "{kernel}: {out:?}");
+    }
+}
+
+#[test]
+fn kernels_have_names() {
+    assert!(Kernel::available().contains(&Kernel::best()));
+    for kernel in Kernel::available() {
+        assert_eq!(kernel.to_string().parse(), Ok(kernel));
+        assert_eq!(Kernel::new(kernel.packing(), kernel.isa()), Some(kernel));
+    }
+    assert_eq!("i2_s".parse(), Ok(Kernel::best()));
+    for found in ["", "tl3", "i2_s/", "i2_s/sse9", "I2_S", "i2_s/avx2/x"] {
+        let error = found.parse::<Kernel>().unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("`{found}` is no kernel; there are `")),
+            "{error}"
+        );
+        assert!(error.contains("`i2_s/scalar`"), "{error}");
+    }
+    let error = "mmx".parse::<Isa>().unwrap_err().to_string();
+    assert!(
+        error.contains("`mmx`") && error.contains("`avx512_vnni`"),
+        "{error}"
+    );
+}
+
+#[test]
+#[should_panic(expected = "x must have the columns of w")]
+fn other_columns_are_refused() {
+    let w = PackedMatrix::from_ternary(Packing::I2S, 1, 128, 1.0, &[0; 128]).unwrap();
+    multiply(Kernel::best(), &w, 0..1, &QuantRows::new(1, 256));
+}
+
+#[test]
+#[should_panic(expected = "rows 0..2 of a matrix with 1 rows")]
+fn rows_beyond_the_end_are_refused() {
+    let w = PackedMatrix::from_ternary(Packing::I2S, 1, 128, 1.0, &[0; 128]).unwrap();
+    multiply(Kernel::best(), &w, 0..2, &QuantRows::new(1, 128));
+}
