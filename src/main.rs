@@ -1,3 +1,157 @@
-//! `bitnet-launch`: parse, dispatch, exit code.
+//! `bitnet-launch`: parse, dispatch, exit code. 0 done, 1 failed, 2 wrong usage.
 
-fn main() {}
+mod cli;
+mod demo;
+mod doctor;
+mod engine_main;
+mod health;
+mod host;
+mod llama_argv;
+mod logging;
+mod plan;
+mod serve;
+mod settings;
+mod startup;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
+
+use cli::{Cli, ServeArgs, SynthArgs, Task};
+use settings::{Dialect, Flags, Settings, SettingsError};
+
+/// Version of the program.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn main() -> ExitCode {
+    match dispatch(std::env::args_os().collect()) {
+        Ok(code) => code,
+        Err(error) => {
+            report(&error);
+            exit_code(&error)
+        }
+    }
+}
+
+/// `error: …` with the chain of causes, then `hint: …` if there is a next step.
+fn report(error: &anyhow::Error) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = writeln!(stderr, "error: {error:#}");
+    if let Some(hint) = startup::hint(error) {
+        let _ = writeln!(stderr, "hint: {hint}");
+    }
+}
+
+/// Values that can't be read are wrong usage; so are impossible wishes. Everything else failed.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let usage = error
+        .chain()
+        .any(|cause| match cause.downcast_ref::<SettingsError>() {
+            Some(
+                SettingsError::Bad { .. }
+                | SettingsError::File { .. }
+                | SettingsError::Refused { .. },
+            ) => true,
+            Some(_) => false,
+            None => matches!(
+                cause.downcast_ref(),
+                Some(
+                    plan::PlanError::Kernel { .. }
+                        | plan::PlanError::Cpus { .. }
+                        | plan::PlanError::Context { .. }
+                )
+            ),
+        });
+    ExitCode::from(if usage { 2 } else { 1 })
+}
+
+fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    if called_as(&args, "llama-server") {
+        return llama_server(args.into_iter().skip(1));
+    }
+    let cli = Cli::parse_from(args);
+    match cli.command {
+        None => serve(cli.serve),
+        Some(Task::Serve(args)) => serve(args),
+        Some(Task::LlamaServer { argv }) => llama_server(argv),
+        Some(Task::Doctor(args)) => doctor::run(args),
+        Some(Task::Health(args)) => health::run(&args, &settings::environment()),
+        Some(Task::Synth(args)) => synth(&args),
+        Some(Task::Completions { shell }) => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "bitnet-launch",
+                &mut std::io::stdout(),
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Task::Engine) => engine_main::run(),
+    }
+}
+
+/// Whether the program was called under this name, with or without `.exe`.
+fn called_as(args: &[OsString], name: &str) -> bool {
+    let stem = args
+        .first()
+        .and_then(|program| Path::new(program).file_stem());
+    stem.is_some_and(|stem| stem == name)
+}
+
+fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let settings = Settings::read(args.flags, &settings::environment(), Dialect::Launch)?;
+    if args.check {
+        return check(&settings);
+    }
+    logging::init(&settings)?;
+    serve::run(settings)
+}
+
+/// Prints what would happen.
+fn check(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let prepared = startup::prepare(settings)?;
+    let mut out = std::io::stdout().lock();
+    for line in settings.notices.iter().chain(&prepared.lines(settings)) {
+        writeln!(out, "{line}")?;
+    }
+    let warnings = prepared.plan.warnings.iter().map(ToString::to_string);
+    for warning in settings.warnings.iter().cloned().chain(warnings) {
+        writeln!(out, "warning: {warning}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// With llama-server's flags, defaults and exit codes.
+fn llama_server(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    let args = args
+        .into_iter()
+        .map(|arg| arg.to_string_lossy().into_owned());
+    let flags: Flags = match llama_argv::parse(args)? {
+        llama_argv::Request::Serve(flags) => flags,
+        llama_argv::Request::Help => {
+            print!("{}", llama_argv::help());
+            return Ok(ExitCode::SUCCESS);
+        }
+        llama_argv::Request::Version => {
+            eprintln!("version: {VERSION} (bitnet-launch)");
+            eprintln!(
+                "built with rustc for {}-{}",
+                std::env::consts::ARCH,
+                std::env::consts::OS
+            );
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let settings = Settings::read(flags, &settings::environment(), Dialect::LlamaServer)?;
+    logging::init(&settings)?;
+    serve::run(settings)
+}
+
+fn synth(args: &SynthArgs) -> anyhow::Result<ExitCode> {
+    let _ = args;
+    anyhow::bail!("synth")
+}

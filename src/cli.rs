@@ -1,0 +1,238 @@
+//! The command line of `bitnet-launch`: commands by derive, the settings of `serve` from the table in `settings::keys`.
+
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser, Subcommand};
+
+use crate::settings::Flags;
+use crate::settings::keys::{KEYS, Key, Shape};
+
+const ABOUT: &str =
+    "Serves BitNet b1.58 language models on CPUs behind llama-server's and OpenAI's HTTP API.";
+
+const LONG_ABOUT: &str = "Serves BitNet b1.58 language models on CPUs behind llama-server's and OpenAI's HTTP API.
+
+Looks at the machine, chooses kernel, threads, CPU placement and memory, says why, and serves on port 8081.
+Without a model it serves a small bundled one.";
+
+const EXAMPLES: &str = "Examples:
+  bitnet-launch                                  the demo model on http://127.0.0.1:8081
+  bitnet-launch -m ggml-model-i2_s.gguf          a model of yours
+  bitnet-launch -m models/ --host 0.0.0.0        the one model in a directory, open to the network
+  bitnet-launch --check                          show what would be chosen and why, then exit
+  bitnet-launch doctor                           what this machine offers, and what to improve
+  curl http://127.0.0.1:8081/completion -d '{\"prompt\": \"BitNet is\"}'
+
+Every setting can stand on the command line, in the environment variable named beside it, or in bitnet.toml
+under the same name (threads = 8); that is also the order in which they win. `auto` and an empty variable mean: choose
+for me. llama-server's own flags are understood by `bitnet-launch llama-server …`, and when the program is called
+under the name llama-server.";
+
+/// A parsed command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bitnet-launch",
+    version = crate::VERSION,
+    about = ABOUT,
+    long_about = LONG_ABOUT,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub(crate) struct Cli {
+    /// What to do; serve when absent.
+    #[command(subcommand)]
+    pub command: Option<Task>,
+    /// Settings of the default command.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// Serve a model (the default)
+    #[command(after_help = EXAMPLES)]
+    Serve(ServeArgs),
+    /// Show what this machine offers, what would be chosen and why, and what to improve
+    Doctor(DoctorArgs),
+    /// Ask a running server whether it is well: exit code 0 or 1
+    Health(HealthArgs),
+    /// Write a GGUF file with random ternary weights, for tests and measurements
+    Synth(SynthArgs),
+    /// Print shell completions
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Serve with llama-server's own flags
+    #[command(name = "llama-server", disable_help_flag = true)]
+    LlamaServer {
+        /// As llama-server takes them; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        argv: Vec<std::ffi::OsString>,
+    },
+    /// The process that runs the model; started by the server
+    #[command(hide = true)]
+    Engine,
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ServeArgs {
+    /// What was said.
+    pub flags: Flags,
+    /// Show the plan and exit.
+    pub check: bool,
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Settings to plan with, as in `serve`.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// Flags of `health`.
+#[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// Where to ask, such as http://127.0.0.1:8081
+    #[arg(long, conflicts_with_all = ["host", "port"])]
+    pub url: Option<String>,
+    /// Host to ask; 0.0.0.0 and :: mean this machine [env: HOST] [default: 127.0.0.1]
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Port to ask [env: PORT] [default: 8081]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Seconds to wait for the answer
+    #[arg(long, default_value_t = 5.0)]
+    pub timeout: f64,
+    /// Say nothing, only exit
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Flags of `synth`.
+#[derive(Debug, Args)]
+pub(crate) struct SynthArgs {
+    /// Shape of the model: 2b-4t, or tiny ones for tests
+    #[arg(long)]
+    pub shape: String,
+    /// Same seed, same file
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// File to write
+    #[arg(long, short)]
+    pub output: PathBuf,
+}
+
+impl Args for ServeArgs {
+    fn augment_args(command: Command) -> Command {
+        let command = KEYS
+            .iter()
+            .fold(command, |command, key| command.args(arguments(key)));
+        command.arg(
+            Arg::new("check")
+                .long("check")
+                .action(ArgAction::SetTrue)
+                .help_heading("Logging and configuration")
+                .help("Check settings and model, show the plan with its reasons, exit"),
+        )
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ServeArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut serve = ServeArgs::default();
+        serve.update_from_arg_matches(matches)?;
+        Ok(serve)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for key in KEYS {
+            self.flags.values.extend(said(key, matches));
+        }
+        self.check |= matches.get_flag("check");
+        Ok(())
+    }
+}
+
+/// The clap arguments of one setting: one, and its `--no-` twin for a switch.
+fn arguments(key: &'static Key) -> Vec<Arg> {
+    let arg = Arg::new(key.name)
+        .long(key.name)
+        .help_heading(key.group)
+        .help(help(key))
+        .visible_aliases(key.aliases.to_vec());
+    let arg = match key.short {
+        Some(short) => arg.short(short),
+        None => arg,
+    };
+    match key.shape {
+        Shape::Value(name) => vec![
+            arg.value_name(name)
+                .action(ArgAction::Set)
+                .overrides_with(key.name)
+                .allow_hyphen_values(true),
+        ],
+        Shape::List(name) => vec![
+            arg.value_name(name)
+                .action(ArgAction::Append)
+                .allow_hyphen_values(true),
+        ],
+        Shape::Switch => {
+            let no = format!("no-{}", key.name);
+            let twin = Arg::new(no.clone())
+                .long(no.clone())
+                .action(ArgAction::SetTrue)
+                .overrides_with(key.name)
+                .help_heading(key.group)
+                .hide(true);
+            vec![arg.action(ArgAction::SetTrue).overrides_with(no), twin]
+        }
+    }
+}
+
+fn help(key: &Key) -> String {
+    let mut text = key.help.to_owned();
+    if key.shape == Shape::Switch {
+        text.push_str(&format!(" (--no-{} turns it off)", key.name));
+    }
+    if !key.default.is_empty() {
+        text.push_str(&format!(" [default: {}]", key.default));
+    }
+    if !key.env.is_empty() {
+        text.push_str(&format!(" [env: {}]", key.env.join(", ")));
+    }
+    text
+}
+
+/// What the command line said about one setting.
+fn said(key: &'static Key, matches: &ArgMatches) -> Vec<(&'static str, String, String)> {
+    let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let flag = format!("--{}", key.name);
+    if key.shape == Shape::Switch {
+        let no = format!("no-{}", key.name);
+        return if typed(&no) && matches.get_flag(&no) {
+            vec![(key.name, "off".to_owned(), format!("--{no}"))]
+        } else if typed(key.name) && matches.get_flag(key.name) {
+            vec![(key.name, "on".to_owned(), flag)]
+        } else {
+            Vec::new()
+        };
+    }
+    let values = matches.get_many::<String>(key.name).into_iter().flatten();
+    values
+        .map(|value| (key.name, value.clone(), flag.clone()))
+        .collect()
+}

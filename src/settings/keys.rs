@@ -1,0 +1,337 @@
+//! The one table of settings: name, environment variables, default and help text of each.
+//!
+//! The command line, `bitnet.toml`, the environment and llama-server's flags all end here, as text under a key's name;
+//! `settings` turns that text into typed values.
+
+/// How a setting is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// `--name VALUE`; the text names the value in the help.
+    Value(&'static str),
+    /// `--name VALUE`, repeatable; the values are joined by commas.
+    List(&'static str),
+    /// `--name` and `--no-name`.
+    Switch,
+}
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key {
+    /// Long flag without dashes, and key in `bitnet.toml`.
+    pub name: &'static str,
+    /// One-letter flag.
+    pub short: Option<char>,
+    /// Other long flags.
+    pub aliases: &'static [&'static str],
+    /// Environment variables; the first one set wins.
+    pub env: &'static [&'static str],
+    /// How it is written.
+    pub shape: Shape,
+    /// Heading in the help.
+    pub group: &'static str,
+    /// What applies when nobody says anything, in words.
+    pub default: &'static str,
+    /// What it does.
+    pub help: &'static str,
+}
+
+const MODEL: &str = "Model";
+const MACHINE: &str = "Machine (automatic unless you say otherwise)";
+const MEMORY: &str = "Context and memory";
+const NETWORK: &str = "Network";
+const ANSWERS: &str = "Answers (defaults for requests that don't say)";
+const LOGGING: &str = "Logging and configuration";
+
+const fn value(
+    group: &'static str,
+    name: &'static str,
+    value: &'static str,
+    help: &'static str,
+) -> Key {
+    Key {
+        name,
+        short: None,
+        aliases: &[],
+        env: &[],
+        shape: Shape::Value(value),
+        group,
+        default: "",
+        help,
+    }
+}
+
+const fn switch(group: &'static str, name: &'static str, help: &'static str) -> Key {
+    Key {
+        shape: Shape::Switch,
+        ..value(group, name, "", help)
+    }
+}
+
+const fn list(
+    group: &'static str,
+    name: &'static str,
+    what: &'static str,
+    help: &'static str,
+) -> Key {
+    Key {
+        shape: Shape::List(what),
+        ..value(group, name, "", help)
+    }
+}
+
+impl Key {
+    const fn short(self, short: char) -> Key {
+        Key {
+            short: Some(short),
+            ..self
+        }
+    }
+    const fn alias(self, aliases: &'static [&'static str]) -> Key {
+        Key { aliases, ..self }
+    }
+    const fn env(self, env: &'static [&'static str]) -> Key {
+        Key { env, ..self }
+    }
+    const fn default(self, default: &'static str) -> Key {
+        Key { default, ..self }
+    }
+}
+
+/// Every setting, in the order of the help.
+pub(crate) const KEYS: &[Key] = &[
+    value(MODEL, "model", "FILE", "GGUF file, or a directory that holds exactly one")
+        .short('m')
+        .env(&["LLAMA_ARG_MODEL", "MODEL_PATH"])
+        .default("the bundled demo model"),
+    list(MODEL, "alias", "NAME", "Name shown to clients; several separated by commas")
+        .short('a')
+        .env(&["LLAMA_ARG_ALIAS"])
+        .default("the file's name"),
+    value(
+        MODEL,
+        "model-size",
+        "SIZE",
+        "What the model should be: small (under 1 billion parameters), medium (to 4), large or auto; a file that differs gives a warning",
+    )
+    .env(&["MODEL_SIZE"])
+    .default("auto"),
+    value(
+        MODEL,
+        "chat-template",
+        "TEMPLATE",
+        "Name of a built-in template (bitnet, chatml, llama2, llama3, falcon3, …) or Jinja text",
+    )
+    .env(&["LLAMA_ARG_CHAT_TEMPLATE"])
+    .default("the file's, corrected where it is known to be wrong"),
+    value(MODEL, "chat-template-file", "FILE", "Jinja template from a file").env(&["LLAMA_ARG_CHAT_TEMPLATE_FILE"]),
+    value(MODEL, "chat-template-kwargs", "JSON", "Variables added to every template, as a JSON object")
+        .env(&["LLAMA_ARG_CHAT_TEMPLATE_KWARGS"]),
+    switch(MODEL, "prefill-assistant", "Continue a last message of the assistant instead of answering it")
+        .env(&["LLAMA_ARG_PREFILL_ASSISTANT"])
+        .default("on"),
+    value(MODEL, "system-prompt", "TEXT", "System message of chats that have none"),
+    value(
+        MODEL,
+        "activation",
+        "NAME",
+        "Feed-forward activation, relu2 or silu, where the file's architecture name misleads",
+    )
+    .default("by architecture"),
+    switch(
+        MODEL,
+        "untied-head",
+        "Use the file's output.weight as output head; --no-untied-head uses the token embedding",
+    )
+    .default("by architecture and file"),
+    value(MODEL, "pre-tokenizer", "NAME", "Pre-tokenizer in place of tokenizer.ggml.pre").default("the file's"),
+    value(MODEL, "rope-freq-base", "HZ", "RoPE base frequency in place of the file's")
+        .env(&["LLAMA_ARG_ROPE_FREQ_BASE"])
+        .default("the file's"),
+    value(MACHINE, "kernel", "NAME", "auto, i2_s, tl1 or tl2, or one exactly, such as i2_s/avx2")
+        .env(&["BITNET_KERNEL"])
+        .default("auto: the best this CPU has"),
+    value(MACHINE, "threads", "N", "Threads that produce tokens")
+        .short('t')
+        .env(&["LLAMA_ARG_THREADS", "OMP_NUM_THREADS"])
+        .default("auto: one per physical core, P-cores first, within the CPU quota"),
+    value(MACHINE, "threads-batch", "N", "Threads that read prompts, at least as many as --threads")
+        .default("auto: one per physical core within the CPU quota"),
+    value(MACHINE, "cpu-affinity", "LIST", "CPUs to pin threads to, such as 0-3,6; none never pins")
+        .env(&["CPU_AFFINITY"])
+        .default("auto: pinned where nobody else is expected on the CPUs"),
+    value(
+        MACHINE,
+        "use-case",
+        "NAME",
+        "high_performance (8 slots, 512-token prompt steps), balanced (4 slots, 128) or memory_efficient (1 slot of 2048 tokens, 64)",
+    )
+    .env(&["USE_CASE"])
+    .default("balanced"),
+    value(
+        MEMORY,
+        "ctx-size",
+        "N",
+        "Context in tokens: alone, of each slot; together with --parallel, of all slots together, as in llama-server",
+    )
+    .short('c')
+    .env(&["LLAMA_ARG_CTX_SIZE", "LLAMA_CTX_SIZE"])
+    .default("the model's, at most 4096 per slot; less where memory is short"),
+    value(MEMORY, "parallel", "N", "Slots: requests answered at the same time")
+        .env(&["LLAMA_ARG_N_PARALLEL"])
+        .default("by use case, fewer where memory is short"),
+    value(MEMORY, "batch-size", "N", "Prompt tokens evaluated in one step, at most")
+        .short('b')
+        .env(&["LLAMA_ARG_BATCH", "LLAMA_BATCH_SIZE"])
+        .default("by use case"),
+    value(MEMORY, "ubatch-size", "N", "llama-server's physical batch; the smaller of both counts")
+        .env(&["LLAMA_ARG_UBATCH"]),
+    value(MEMORY, "kv-type", "TYPE", "Type of the key/value cache: f16 or f32")
+        .env(&["LLAMA_ARG_CACHE_TYPE_K"])
+        .default("f16"),
+    switch(MEMORY, "mlock", "Lock the weights in memory")
+        .env(&["LLAMA_ARG_MLOCK"])
+        .default("off"),
+    switch(
+        MEMORY,
+        "context-shift",
+        "Drop the oldest half of a full context and go on, instead of ending the answer",
+    )
+    .env(&["LLAMA_ARG_CONTEXT_SHIFT"])
+    .default("off"),
+    list(
+        NETWORK,
+        "host",
+        "ADDRESS",
+        "Address to listen on, or a path that ends in .sock; several separated by commas; 0.0.0.0 opens it to the network",
+    )
+        .env(&["LLAMA_ARG_HOST", "HOST"])
+        .default("127.0.0.1"),
+    value(NETWORK, "port", "N", "Port to listen on; 0 takes any free one and prints it")
+        .env(&["LLAMA_ARG_PORT", "PORT"])
+        .default("8081"),
+    list(NETWORK, "api-key", "KEY", "Key that clients must send; several separated by commas. Better in a file or the environment")
+        .env(&["LLAMA_API_KEY"])
+        .default("none: open to whoever reaches the port"),
+    value(NETWORK, "api-key-file", "FILE", "File with one key per line; `#` begins a comment").env(&["LLAMA_ARG_API_KEY_FILE"]),
+    switch(NETWORK, "public-models", "Serve /models without a key").default("off"),
+    value(NETWORK, "max-queue", "N", "Requests waiting for a slot before further ones get status 429").default("64"),
+    value(NETWORK, "drain-timeout", "SECONDS", "At SIGTERM, time for running answers to finish").default("4"),
+    value(NETWORK, "timeout", "SECONDS", "A client that takes no bytes for this long is gone")
+        .env(&["LLAMA_ARG_TIMEOUT"])
+        .default("600"),
+    value(NETWORK, "sse-ping-interval", "SECONDS", "Silence in a stream before a comment line is sent")
+        .env(&["LLAMA_ARG_SSE_PING_INTERVAL"])
+        .default("30"),
+    value(NETWORK, "api-prefix", "PATH", "Put before every route, such as /llm").env(&["LLAMA_ARG_API_PREFIX"]),
+    list(NETWORK, "cors-origins", "ORIGIN", "Origins whose pages may read answers; localhost: pages of this machine")
+        .env(&["LLAMA_ARG_CORS_ORIGINS"])
+        .default("any"),
+    value(NETWORK, "cors-methods", "LIST", "Methods allowed to them")
+        .env(&["LLAMA_ARG_CORS_METHODS"])
+        .default("GET, POST, DELETE, OPTIONS"),
+    value(NETWORK, "cors-headers", "LIST", "Request headers allowed to them")
+        .env(&["LLAMA_ARG_CORS_HEADERS"])
+        .default("those the browser asks for"),
+    switch(NETWORK, "cors-credentials", "Let them send credentials")
+        .env(&["LLAMA_ARG_CORS_CREDENTIALS"])
+        .default("on"),
+    switch(NETWORK, "ui", "Serve the page at /")
+        .alias(&["webui"])
+        .env(&["LLAMA_ARG_UI", "LLAMA_ARG_WEBUI"])
+        .default("on"),
+    value(
+        NETWORK,
+        "hang-timeout",
+        "SECONDS",
+        "An engine that works without a sign of progress for this long is replaced",
+    )
+    .default("auto: long enough for this machine"),
+    switch(NETWORK, "metrics", "Serve /metrics for Prometheus")
+        .env(&["LLAMA_ARG_ENDPOINT_METRICS"])
+        .default("on"),
+    switch(NETWORK, "slots", "Serve /slots")
+        .env(&["LLAMA_ARG_ENDPOINT_SLOTS"])
+        .default("on"),
+    switch(NETWORK, "props", "Let clients POST /props")
+        .env(&["LLAMA_ARG_ENDPOINT_PROPS"])
+        .default("off"),
+    value(ANSWERS, "n-predict", "N", "Most tokens of any answer; -1 is without limit")
+        .short('n')
+        .alias(&["predict"])
+        .env(&["LLAMA_ARG_N_PREDICT"])
+        .default("-1"),
+    value(ANSWERS, "temp", "X", "Temperature; 0 always takes the likeliest token")
+        .alias(&["temperature"])
+        .env(&["LLAMA_ARG_TEMPERATURE"])
+        .default("0.8"),
+    value(ANSWERS, "top-k", "N", "Keep the N likeliest tokens; 0 is all")
+        .env(&["LLAMA_ARG_TOP_K"])
+        .default("40"),
+    value(ANSWERS, "top-p", "P", "Keep the likeliest tokens that together reach P; 1 is all")
+        .env(&["LLAMA_ARG_TOP_P"])
+        .default("0.95"),
+    value(ANSWERS, "min-p", "P", "Drop tokens less likely than P times the likeliest; 0 is off")
+        .env(&["LLAMA_ARG_MIN_P"])
+        .default("0.05"),
+    value(ANSWERS, "typical", "P", "Locally typical sampling; 1 is off")
+        .alias(&["typical-p"])
+        .default("1"),
+    value(ANSWERS, "repeat-last-n", "N", "Tokens the penalties look back over; 0 is off, -1 the whole context").default("64"),
+    value(ANSWERS, "repeat-penalty", "X", "Penalty on repeated tokens; 1 is off")
+        .env(&["LLAMA_ARG_REPEAT_PENALTY"])
+        .default("1"),
+    value(ANSWERS, "presence-penalty", "X", "Penalty on tokens already used; 0 is off").default("0"),
+    value(ANSWERS, "frequency-penalty", "X", "Penalty by how often a token was used; 0 is off").default("0"),
+    value(ANSWERS, "dynatemp-range", "X", "Width of the entropy-driven temperature range; 0 is off").default("0"),
+    value(ANSWERS, "dynatemp-exp", "X", "Exponent of the dynamic temperature").default("1"),
+    value(ANSWERS, "samplers", "LIST", "Order of the sampler chain, separated by semicolons")
+        .default("penalties;top_k;typ_p;top_p;min_p;temperature"),
+    value(ANSWERS, "seed", "N", "Seed of the random numbers; -1 draws a new one per request")
+        .short('s')
+        .default("-1"),
+    list(ANSWERS, "logit-bias", "ID+X", "Add X to the logit of token ID, or subtract it: 15043+1, 15043-1").short('l'),
+    list(ANSWERS, "reverse-prompt", "TEXT", "Text that ends an answer").short('r'),
+    switch(ANSWERS, "special", "Show the text of control tokens in answers").default("off"),
+    switch(ANSWERS, "cache-prompt", "Reuse what is cached of a prompt's beginning")
+        .env(&["LLAMA_ARG_CACHE_PROMPT"])
+        .default("on"),
+    value(ANSWERS, "keep", "N", "Prompt tokens kept when the context is shifted; -1 is all").default("0"),
+    switch(ANSWERS, "ignore-eos", "Never end an answer by itself; for measurements").default("off"),
+    value(LOGGING, "log-level", "LEVEL", "error, warn, info, debug or trace")
+        .env(&["LLAMA_LOG_LEVEL", "LLAMA_ARG_LOG_VERBOSITY", "LLAMA_LOG_VERBOSITY"])
+        .default("info, or what RUST_LOG says"),
+    value(LOGGING, "log-format", "FORMAT", "text or json").default("text"),
+    value(LOGGING, "log-file", "FILE", "Append the log to a file instead of standard error")
+        .env(&["LLAMA_ARG_LOG_FILE", "LLAMA_LOG_FILE"]),
+    value(LOGGING, "config", "FILE", "Settings file; keys are the flags' names without dashes")
+        .env(&["BITNET_CONFIG"])
+        .default("./bitnet.toml or /etc/bitnet-launch/bitnet.toml, if there is one"),
+];
+
+/// The key of this name.
+pub(crate) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter()
+        .find(|key| key.name == name || key.aliases.contains(&name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_aliases_shorts_and_variables_are_unique() {
+        let mut seen = BTreeSet::new();
+        for key in KEYS {
+            for name in key.aliases.iter().chain([&key.name]) {
+                assert!(seen.insert(format!("--{name}")), "--{name} twice");
+            }
+            for name in key.env {
+                assert!(seen.insert((*name).to_owned()), "{name} twice");
+            }
+            if let Some(short) = key.short {
+                assert!(seen.insert(format!("-{short}")), "-{short} twice");
+            }
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Reads one setting's text. Every function returns the value, or what would have been right in words.
+
+use std::time::Duration;
+
+use bitnet_model::protocol::{Activation, KvType, SamplerKind};
+use tracing::level_filters::LevelFilter;
+
+use super::{Affinity, KernelName, LIST_SEPARATOR, LogFormat, ModelSize, UseCase};
+
+type Read<T> = Result<T, String>;
+
+fn whole<T: std::str::FromStr + PartialOrd>(
+    text: &str,
+    at_least: T,
+    at_most: T,
+    what: &str,
+) -> Read<T> {
+    text.parse()
+        .ok()
+        .filter(|n| *n >= at_least && *n <= at_most)
+        .ok_or_else(|| what.to_owned())
+}
+
+pub(super) fn text(text: &str) -> Read<String> {
+    Ok(text.to_owned())
+}
+
+pub(super) fn list(text: &str) -> Read<Vec<String>> {
+    let items = text
+        .split([',', LIST_SEPARATOR])
+        .map(str::trim)
+        .filter(|item| !item.is_empty());
+    Ok(items.map(str::to_owned).collect())
+}
+
+pub(super) fn switch(text: &str) -> Read<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "on" | "enabled" | "true" | "1" | "yes" => Ok(true),
+        "off" | "disabled" | "false" | "0" | "no" => Ok(false),
+        _ => Err("`on` or `off`".to_owned()),
+    }
+}
+
+pub(super) fn number(text: &str) -> Read<f32> {
+    text.parse()
+        .ok()
+        .filter(|x: &f32| x.is_finite())
+        .ok_or_else(|| "a number".to_owned())
+}
+
+pub(super) fn positive(text: &str) -> Read<f32> {
+    number(text)
+        .ok()
+        .filter(|x| *x > 0.0)
+        .ok_or_else(|| "a number above 0".to_owned())
+}
+
+pub(super) fn rope_freq_base(text: &str) -> Read<Option<f32>> {
+    match number(text) {
+        Ok(0.0) => Ok(None),
+        _ => positive(text).map(Some),
+    }
+}
+
+pub(super) fn count(text: &str) -> Read<usize> {
+    whole(text, 1, 1 << 20, "a whole number from 1 to 1048576")
+}
+
+/// 0 or less is off.
+pub(super) fn count_or_off(text: &str) -> Read<u32> {
+    whole(
+        text,
+        i64::from(i32::MIN),
+        i64::from(i32::MAX),
+        "a whole number",
+    )
+    .map(|n| n.max(0) as u32)
+}
+
+pub(super) fn look_back(text: &str) -> Read<u32> {
+    let n = whole(
+        text,
+        -1,
+        i64::from(i32::MAX),
+        "a whole number, or -1 for the whole context",
+    )?;
+    Ok(if n < 0 { u32::MAX } else { n as u32 })
+}
+
+/// `auto` and, as in llama-server, 0 or less are automatic. Of OpenMP's nested lists (`4,2`) the first level counts.
+pub(super) fn threads(text: &str) -> Read<Option<usize>> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let first = text.split(',').next().unwrap_or(text).trim();
+    let n = whole(
+        first,
+        -1,
+        4096i64,
+        "a number of threads up to 4096, or `auto`",
+    )?;
+    Ok(usize::try_from(n).ok().filter(|n| *n > 0))
+}
+
+/// 0 is the model's own.
+pub(super) fn context(text: &str) -> Read<Option<usize>> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let n = whole(
+        text,
+        0,
+        1 << 24,
+        "a number of tokens up to 16777216, or `auto`",
+    )?;
+    Ok(Some(n).filter(|n| *n > 0))
+}
+
+/// -1 is automatic, as in llama-server.
+pub(super) fn slots(text: &str) -> Read<Option<usize>> {
+    if text == "auto" || text == "-1" {
+        return Ok(None);
+    }
+    whole(text, 1, 256, "a number of slots from 1 to 256, or `auto`").map(Some)
+}
+
+pub(super) fn batch(text: &str) -> Read<Option<usize>> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    whole(
+        text,
+        1,
+        1 << 16,
+        "a number of tokens from 1 to 65536, or `auto`",
+    )
+    .map(Some)
+}
+
+pub(super) fn n_predict(text: &str) -> Read<Option<u32>> {
+    let n = whole(
+        text,
+        -2,
+        i64::from(i32::MAX),
+        "a number of tokens, or -1 for no limit",
+    )?;
+    Ok(u32::try_from(n).ok())
+}
+
+/// -1 and llama-server's 4294967295 draw a new seed per request.
+pub(super) fn seed(text: &str) -> Read<Option<u32>> {
+    let n = whole(
+        text,
+        -1,
+        i64::from(u32::MAX),
+        "a whole number from 0 to 4294967294, or -1 for random",
+    )?;
+    Ok(u32::try_from(n).ok().filter(|n| *n != u32::MAX))
+}
+
+pub(super) fn port(text: &str) -> Read<u16> {
+    whole(text, 0, u16::MAX, "a port number from 0 to 65535")
+}
+
+pub(super) fn hosts(text: &str) -> Read<Vec<String>> {
+    let hosts: Vec<String> = list(text)?.into_iter().map(without_brackets).collect();
+    let plain = |c: char| c.is_alphanumeric() || ".:-_%".contains(c);
+    let good = |host: &String| host.ends_with(".sock") || host.chars().all(plain);
+    match !hosts.is_empty() && hosts.iter().all(good) {
+        true => Ok(hosts),
+        false => Err(
+            "an IP address or host name such as 127.0.0.1 or 0.0.0.0, or a path that ends in .sock"
+                .to_owned(),
+        ),
+    }
+}
+
+fn without_brackets(host: String) -> String {
+    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(bare) => bare.to_owned(),
+        None => host,
+    }
+}
+
+pub(super) fn api_prefix(text: &str) -> Read<String> {
+    let bare = text.trim_end_matches('/');
+    match bare.is_empty() || (bare.starts_with('/') && !bare.contains(['?', '#', ' ', '{', '}'])) {
+        true => Ok(bare.to_owned()),
+        false => Err("a path that begins with `/`".to_owned()),
+    }
+}
+
+pub(super) fn json_object(text: &str) -> Read<serde_json::Map<String, serde_json::Value>> {
+    serde_json::from_str(text).map_err(|e| format!("a JSON object ({e})"))
+}
+
+pub(super) fn keep(text: &str) -> Read<i64> {
+    whole(text, -1, 1 << 24, "a number of tokens, or -1 for all")
+}
+
+/// `15043+1` and `15043-1`, several separated by commas.
+pub(super) fn logit_bias(text: &str) -> Read<Vec<(u32, f32)>> {
+    list(text)?.iter().map(|item| one_bias(item)).collect()
+}
+
+fn one_bias(item: &str) -> Read<(u32, f32)> {
+    let expected = || "TOKEN+BIAS or TOKEN-BIAS, such as `15043+1`".to_owned();
+    let sign = item.find(['+', '-']).ok_or_else(expected)?;
+    let token = item[..sign].parse().map_err(|_| expected())?;
+    let bias = item[sign..].parse().map_err(|_| expected())?;
+    match f32::is_nan(bias) {
+        true => Err(expected()),
+        false => Ok((token, bias.max(f32::MIN))),
+    }
+}
+
+pub(super) fn seconds(text: &str) -> Read<Duration> {
+    number(text)
+        .ok()
+        .filter(|s| (0.0..=86_400.0).contains(s))
+        .map(Duration::from_secs_f32)
+        .ok_or_else(|| "a number of seconds from 0 to 86400".to_owned())
+}
+
+/// Only the form is checked here; whether this build and CPU have it, the plan says.
+pub(super) fn kernel(text: &str) -> Read<KernelName> {
+    let packing = text.split('/').next().unwrap_or(text);
+    match packing {
+        "i2_s" | "tl1" | "tl2" => Ok(text.to_owned()),
+        _ => Err("`auto`, `i2_s`, `tl1`, `tl2` or one exactly, such as `i2_s/avx2`".to_owned()),
+    }
+}
+
+pub(super) fn affinity(text: &str) -> Read<Affinity> {
+    match text {
+        "auto" => Ok(Affinity::Auto),
+        "none" | "off" => Ok(Affinity::None),
+        list => list
+            .parse()
+            .map(Affinity::Cpus)
+            .map_err(|_| "`auto`, `none` or a list of CPUs such as `0-3,6`".to_owned()),
+    }
+}
+
+pub(super) fn use_case(text: &str) -> Read<UseCase> {
+    match text.replace('-', "_").as_str() {
+        "high_performance" => Ok(UseCase::HighPerformance),
+        "balanced" | "auto" => Ok(UseCase::Balanced),
+        "memory_efficient" => Ok(UseCase::MemoryEfficient),
+        _ => Err("`high_performance`, `balanced` or `memory_efficient`".to_owned()),
+    }
+}
+
+pub(super) fn model_size(text: &str) -> Read<ModelSize> {
+    match text {
+        "small" => Ok(ModelSize::Small),
+        "medium" => Ok(ModelSize::Medium),
+        "large" => Ok(ModelSize::Large),
+        _ => Err("`small`, `medium`, `large` or `auto`".to_owned()),
+    }
+}
+
+pub(super) fn activation(text: &str) -> Read<Option<Activation>> {
+    match text {
+        "relu2" => Ok(Some(Activation::Relu2)),
+        "silu" => Ok(Some(Activation::Silu)),
+        "auto" => Ok(None),
+        _ => Err("`relu2` or `silu`".to_owned()),
+    }
+}
+
+pub(super) fn kv_type(text: &str) -> Read<KvType> {
+    match text {
+        "f16" | "auto" => Ok(KvType::F16),
+        "f32" => Ok(KvType::F32),
+        _ => Err("`f16` or `f32`".to_owned()),
+    }
+}
+
+/// Names and llama-server's numbers: 0 and 1 errors, 2 warnings, 3 information, 4 and up debugging.
+pub(super) fn log_level(text: &str) -> Read<LevelFilter> {
+    match text.to_ascii_lowercase().as_str() {
+        "off" | "none" => Ok(LevelFilter::OFF),
+        "error" | "0" | "1" => Ok(LevelFilter::ERROR),
+        "warn" | "warning" | "2" => Ok(LevelFilter::WARN),
+        "info" | "3" => Ok(LevelFilter::INFO),
+        "debug" | "4" => Ok(LevelFilter::DEBUG),
+        "trace" => Ok(LevelFilter::TRACE),
+        number if number.parse::<u32>().is_ok() => Ok(LevelFilter::DEBUG),
+        _ => Err("`error`, `warn`, `info`, `debug`, `trace` or `off`".to_owned()),
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Read<LogFormat> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("`text` or `json`".to_owned()),
+    }
+}
+
+/// Names as llama-server takes them. Stages that do nothing at their defaults (dry, xtc, top-n-sigma) are passed over.
+pub(super) fn samplers(text: &str) -> Read<Vec<SamplerKind>> {
+    let names = text
+        .split([';', ','])
+        .map(str::trim)
+        .filter(|name| !name.is_empty());
+    names.filter_map(|name| sampler(name).transpose()).collect()
+}
+
+fn sampler(name: &str) -> Read<Option<SamplerKind>> {
+    Ok(Some(match name.replace('-', "_").as_str() {
+        "penalties" => SamplerKind::Penalties,
+        "top_k" | "topk" => SamplerKind::TopK,
+        "typ_p" | "typ" | "typical" | "typical_p" => SamplerKind::TypP,
+        "top_p" | "topp" | "nucleus" => SamplerKind::TopP,
+        "min_p" | "minp" => SamplerKind::MinP,
+        "temperature" | "temp" => SamplerKind::Temperature,
+        "dry" | "xtc" | "top_n_sigma" | "tfs_z" | "infill" => return Ok(None),
+        _ => {
+            return Err(
+                "sampler names such as `penalties;top_k;typ_p;top_p;min_p;temperature`".to_owned(),
+            );
+        }
+    }))
+}
