@@ -7,3 +7,5 @@ pub mod os;
 pub mod pool;
 pub mod protocol;
 pub mod sampler;
+pub mod synth;
+pub mod tokenizer;

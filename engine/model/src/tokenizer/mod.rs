@@ -1,0 +1,3 @@
+//! Text to token ids and back, from the keys of a GGUF.
+
+pub(crate) mod byte_symbols;
