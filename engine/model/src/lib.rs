@@ -8,4 +8,5 @@ pub mod pool;
 pub mod protocol;
 pub mod sampler;
 pub mod synth;
+pub mod tensors;
 pub mod tokenizer;
