@@ -1,12 +1,17 @@
 //! A BitNet b1.58 engine: GGUF file in, tokens out. Threads and files, no sockets, no async.
 
+pub mod engine;
 pub mod facts;
 pub mod gguf;
+pub mod graph;
 pub mod kv;
 pub mod os;
 pub mod pool;
 pub mod protocol;
 pub mod sampler;
+pub mod scheduler;
+pub mod selftest;
 pub mod synth;
 pub mod tensors;
 pub mod tokenizer;
+pub mod weights;

@@ -24,24 +24,36 @@ use bitnet_kernels::SharedBytes;
 /// # Errors
 /// Those of opening and mapping; an empty file can't be mapped.
 pub fn map_file(path: &Path) -> io::Result<SharedBytes> {
-    Ok(SharedBytes::new(map(path)?))
-}
-
-/// As [`map_file`], and asks the system to keep the whole file in memory. The second value says why it would not.
-///
-/// # Errors
-/// Those of [`map_file`].
-pub fn map_file_locked(path: &Path) -> io::Result<(SharedBytes, io::Result<()>)> {
-    let map = map(path)?;
-    let locked = map.lock();
-    Ok((SharedBytes::new(map), locked))
-}
-
-fn map(path: &Path) -> io::Result<memmap2::Mmap> {
     let file = File::open(path)?;
     // SAFETY: the mapping is read-only and private. Bytes that change underneath are plain numbers to us: every length
     // and offset is checked on values already copied out, so no memory rule depends on the file staying as it is.
-    unsafe { memmap2::Mmap::map(&file) }
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    Ok(SharedBytes::new(map))
+}
+
+/// Asks the system to keep these bytes in memory as long as they are mapped.
+///
+/// # Errors
+/// The system's refusal, mostly for the limit that `ulimit -l` shows.
+#[cfg(unix)]
+pub fn lock_in_memory(bytes: &[u8]) -> io::Result<()> {
+    unsafe extern "C" {
+        fn mlock(address: *const std::ffi::c_void, len: usize) -> std::ffi::c_int;
+    }
+    // SAFETY: mlock(2) changes no memory; the range is a live slice, and the system checks it itself.
+    match unsafe { mlock(bytes.as_ptr().cast(), bytes.len()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Not available here.
+///
+/// # Errors
+/// Always.
+#[cfg(not(unix))]
+pub fn lock_in_memory(_: &[u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Numbers for which all bits zero is the value 0.

@@ -1,0 +1,178 @@
+//! Decode and prefill speed of a model file, next to how fast this machine reads the same bytes.
+//!
+//!     cargo bench -p bitnet-model -- FILE [KERNEL]
+//!
+//! Medians of several runs, with the smallest and the largest; threads are bound to CPUs. Decode: one sequence, tokens 64
+//! to 95. Prefill: prompts of 512 tokens (fewer for a smaller context). Bandwidth: the embedding's pages, summed.
+
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use bitnet_model::engine::Engine;
+use bitnet_model::gguf::Gguf;
+use bitnet_model::graph::Entry;
+use bitnet_model::pool::Pool;
+use bitnet_model::protocol::{EngineConfig, KvType, ModelSource, Overrides};
+
+const RUNS: usize = 5;
+const CONTEXT: usize = 1024;
+const PREFILL: usize = 512;
+const DECODE: std::ops::Range<usize> = 64..96;
+
+fn main() {
+    // Cargo passes `--bench`, too.
+    let mut arguments = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"));
+    let Some(file) = arguments.next().map(PathBuf::from) else {
+        println!("skipped: no model file was given (`cargo bench -p bitnet-model -- FILE`)");
+        return;
+    };
+    let kernel = arguments.next().unwrap_or_else(|| "i2_s".to_owned());
+    let cpus: Vec<usize> = core_affinity::get_core_ids()
+        .unwrap_or_default()
+        .iter()
+        .map(|core| core.id)
+        .collect();
+    println!(
+        "threads  load ms  decode tok/s         prefill tok/s        read GB/s            decode reads GB/s"
+    );
+    for n_threads in [1, 2] {
+        if n_threads <= cpus.len() {
+            measure(&file, &kernel, &cpus[..n_threads]);
+        }
+    }
+}
+
+fn measure(file: &Path, kernel: &str, cpus: &[usize]) {
+    let began = Instant::now();
+    let mut engine = match Engine::load(&config(file, kernel, cpus), || None) {
+        Ok(engine) => engine,
+        Err(error) => {
+            println!("error: {error}");
+            std::process::exit(1);
+        }
+    };
+    let load_ms = began.elapsed().as_secs_f64() * 1000.0;
+    let n_prefill = PREFILL.min(engine.facts().context_length);
+    fill(&mut engine, DECODE.start);
+    let prefill = Spread::of(|| {
+        engine.kv_mut().truncate(0, 0);
+        n_prefill as f64 / fill(&mut engine, n_prefill)
+    });
+    let decode = Spread::of(|| {
+        engine.kv_mut().truncate(0, DECODE.start);
+        DECODE.len() as f64 / decode(&mut engine)
+    });
+    let facts = engine.facts();
+    let bytes_per_token = (facts.weight_bytes + facts.head_bytes) as f64;
+    drop(engine);
+    let bandwidth = bandwidth(file, cpus);
+    let used = decode.median * bytes_per_token / 1e9;
+    println!(
+        "{:7}  {load_ms:7.0}  {decode:19}  {prefill:19}  {bandwidth:19}  {used:.1}",
+        cpus.len()
+    );
+}
+
+fn config(file: &Path, kernel: &str, cpus: &[usize]) -> EngineConfig {
+    EngineConfig {
+        model: ModelSource::File(file.to_owned()),
+        kernel: kernel.to_owned(),
+        decode_cpus: cpus.to_vec(),
+        prefill_cpus: cpus.to_vec(),
+        pin: true,
+        slots: 1,
+        slot_context: CONTEXT,
+        prefill_batch: PREFILL,
+        kv_type: KvType::F16,
+        mlock: false,
+        overrides: Overrides::default(),
+    }
+}
+
+/// Evaluates a prompt of `n` tokens; seconds.
+fn fill(engine: &mut Engine, n: usize) -> f64 {
+    let n_vocab = engine.model().n_vocab() as u32;
+    let token = |i: usize| (i as u32 * 7919) % n_vocab;
+    let entry = |i: usize| Entry {
+        slot: 0,
+        token: token(i),
+        wants_logits: i + 1 == n,
+    };
+    let batch: Vec<Entry> = (0..n).map(entry).collect();
+    let began = Instant::now();
+    black_box(engine.forward(&batch));
+    began.elapsed().as_secs_f64()
+}
+
+/// Seconds for the tokens of `DECODE`.
+fn decode(engine: &mut Engine) -> f64 {
+    let began = Instant::now();
+    for i in DECODE {
+        let token = (i % engine.model().n_vocab()) as u32;
+        black_box(engine.forward(&[Entry {
+            slot: 0,
+            token,
+            wants_logits: true,
+        }]));
+    }
+    began.elapsed().as_secs_f64()
+}
+
+/// GB/s of reading the token embedding, half of it per thread and so on.
+fn bandwidth(file: &Path, cpus: &[usize]) -> Spread {
+    let gguf = Gguf::open(file).expect("the engine has just opened it");
+    let embedding = gguf
+        .tensor("token_embd.weight")
+        .expect("the engine has just used it");
+    let bytes = gguf.data(embedding);
+    let mut pool = Pool::new(cpus, true).expect("the engine has just had such a pool");
+    let share = bytes.len().div_ceil(cpus.len());
+    Spread::of(|| {
+        let began = Instant::now();
+        pool.run(cpus.len(), &|worker| {
+            let end = bytes.len().min((worker + 1) * share);
+            black_box(sum(&bytes[worker * share..end]));
+        });
+        bytes.len() as f64 / began.elapsed().as_secs_f64() / 1e9
+    })
+}
+
+fn sum(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 32];
+    for block in bytes.chunks_exact(256) {
+        for (sum, word) in sums.iter_mut().zip(block.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |all, &sum| all.wrapping_add(sum))
+}
+
+struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(mut run: impl FnMut() -> f64) -> Self {
+        let mut values: Vec<f64> = (0..RUNS).map(|_| run()).collect();
+        values.sort_by(f64::total_cmp);
+        Spread {
+            median: values[RUNS / 2],
+            least: values[0],
+            most: values[RUNS - 1],
+        }
+    }
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&format!(
+            "{:.1} ({:.1}-{:.1})",
+            self.median, self.least, self.most
+        ))
+    }
+}

@@ -1,0 +1,411 @@
+//! The engine process: reads its configuration, loads and checks, then turns frames of submissions into frames of tokens.
+//!
+//! Threads: a reader (frames to commands), the scheduler with its pool (owns model, cache and slots) and a writer (events to
+//! frames). Channels are bounded; a server that stops reading stops the engine. End of file on the reader ends [`run`].
+
+use std::io::{self, Read, Write};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bitnet_kernels::{Kernel, ParseKernelError, SharedBytes};
+
+use crate::facts::{FactsError, ModelFacts};
+use crate::gguf::{Gguf, GgufError};
+use crate::graph::{Entry, Limits, Model};
+use crate::kv::{KvCache, KvError, KvShape};
+use crate::pool::{Pool, PoolError};
+use crate::protocol::{EngineConfig, FromEngine, ModelSource, ToEngine, read_frame, write_frame};
+use crate::scheduler::{Command, Scheduler};
+use crate::selftest;
+use crate::tensors::TensorError;
+use crate::weights::Weights;
+
+/// Commands and events that may wait for their reader.
+const CHANNEL_FRAMES: usize = 1024;
+/// Bytes the writer gathers before it writes although more events wait.
+const WRITE_BYTES: usize = 64 << 10;
+/// How long the end of [`run`] waits for the scheduler to notice; a step can take this long.
+const END_WAIT: Duration = Duration::from_secs(1);
+/// Most slots, and most tokens per step: guards against a configuration that can't be meant.
+const MAX_SLOTS: usize = 1024;
+const MAX_PREFILL_BATCH: usize = 1 << 16;
+
+/// Why an engine can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A value of the configuration makes no sense.
+    #[error("{0}")]
+    Config(String),
+    /// The kernel's name.
+    #[error(transparent)]
+    Kernel(#[from] ParseKernelError),
+    /// No kernel computes what it should.
+    #[error("no kernel passes its self-test: {0}")]
+    SelfTest(String),
+    /// This build carries no model.
+    #[error("this binary has no demo model")]
+    NoDemo,
+    /// The file.
+    #[error("cannot load {model}: {source}")]
+    Gguf {
+        /// Which one.
+        model: String,
+        /// Why.
+        source: GgufError,
+    },
+    /// What it holds.
+    #[error("cannot load {model}: {source}")]
+    Facts {
+        /// Which one.
+        model: String,
+        /// Why.
+        source: FactsError,
+    },
+    /// A tensor.
+    #[error("cannot load {model}: {source}")]
+    Tensor {
+        /// Which one.
+        model: String,
+        /// Why.
+        source: TensorError,
+    },
+    /// The cache.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// The threads.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+}
+
+impl LoadError {
+    /// What to do about it, if there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            LoadError::Gguf { source, .. } => source.hint().map(str::to_owned),
+            LoadError::Facts { source, .. } => source.hint().map(str::to_owned),
+            LoadError::Tensor { source, .. } => source.hint().map(str::to_owned),
+            LoadError::Kv(_) => Some("use fewer slots or a smaller context".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// Why [`run`] ended before its input did.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The other side broke the protocol or went away in the middle of a frame.
+    #[error("the control stream is broken: {0}")]
+    Control(#[from] io::Error),
+    /// The first frame is something else.
+    #[error("the first frame must be `start`")]
+    NoStart,
+    /// Reported to the server as `Failed`.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A thread panicked; the panic is on stderr.
+    #[error("the {0} thread died")]
+    Died(&'static str),
+}
+
+/// A loaded model with its cache: forward passes without a scheduler, for benchmarks, tests and the scheduler itself.
+pub struct Engine {
+    facts: ModelFacts,
+    kernel: Kernel,
+    model: Model,
+    kv: KvCache,
+    prefill_batch: usize,
+}
+
+impl Engine {
+    /// Loads as `config` says; the calling thread becomes the first of the pool. `demo` gives the embedded model.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load(
+        config: &EngineConfig,
+        demo: impl FnOnce() -> Option<SharedBytes>,
+    ) -> Result<Self, LoadError> {
+        check(config)?;
+        let kernel = selftest::choose(config.kernel.parse()?).map_err(LoadError::SelfTest)?;
+        let model = name_of(&config.model);
+        let gguf = open(config, demo)?;
+        let facts =
+            ModelFacts::read(&gguf, &config.overrides).map_err(|source| LoadError::Facts {
+                model: model.clone(),
+                source,
+            })?;
+        let weights =
+            Weights::load(&gguf, &facts).map_err(|source| LoadError::Tensor { model, source })?;
+        if config.mlock
+            && let Err(error) = weights.lock_in_memory()
+        {
+            tracing::warn!(%error, "the weights can't be locked in memory; `ulimit -l` shows the limit");
+        }
+        let kv = KvCache::new(KvShape {
+            n_slots: config.slots,
+            context: config.slot_context,
+            n_layer: facts.n_layer,
+            n_head_kv: facts.n_head_kv,
+            head_dim: facts.head_dim,
+            kv_type: config.kv_type,
+        })?;
+        let limits = Limits {
+            batch: config.prefill_batch + config.slots,
+            logits: config.slots,
+            context: config.slot_context,
+            decode_batch: config.slots,
+            decode_workers: config.decode_cpus.len(),
+        };
+        let pool = Pool::new(&workers(config), config.pin)?;
+        Ok(Engine {
+            model: Model::new(&facts, weights, kernel, pool, limits),
+            facts,
+            kernel,
+            kv,
+            prefill_batch: config.prefill_batch,
+        })
+    }
+
+    /// What the file says.
+    pub fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    /// The kernel that passed its self-test.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// The forward pass.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The cache.
+    pub fn kv(&self) -> &KvCache {
+        &self.kv
+    }
+
+    /// The cache, to forget tokens.
+    pub fn kv_mut(&mut self) -> &mut KvCache {
+        &mut self.kv
+    }
+
+    /// Both, to compute.
+    pub fn parts(&mut self) -> (&mut Model, &mut KvCache) {
+        (&mut self.model, &mut self.kv)
+    }
+
+    /// Sequences.
+    pub fn n_slots(&self) -> usize {
+        self.kv.shape().n_slots
+    }
+
+    /// Tokens per slot.
+    pub fn context(&self) -> usize {
+        self.kv.shape().context
+    }
+
+    /// Most prompt tokens in a step.
+    pub fn prefill_batch(&self) -> usize {
+        self.prefill_batch
+    }
+
+    /// One forward pass: `[n_wanted, n_vocab]` logits.
+    ///
+    /// # Panics
+    /// As [`Model::forward`].
+    pub fn forward(&mut self, batch: &[Entry]) -> &mut [f32] {
+        self.model.forward(batch, &mut self.kv, || {})
+    }
+
+    /// A cautious guess, until the first prompt has been measured: 30 G multiply-adds a second for each thread.
+    pub fn expected_prefill_tok_s(&self) -> f64 {
+        30e9 * self.model.n_workers() as f64 / (self.facts.n_params.max(1)) as f64
+    }
+}
+
+fn check(config: &EngineConfig) -> Result<(), LoadError> {
+    let bounds = [
+        ("slots", config.slots, MAX_SLOTS),
+        ("slot_context", config.slot_context, u32::MAX as usize),
+        ("prefill_batch", config.prefill_batch, MAX_PREFILL_BATCH),
+        ("decode_cpus", config.decode_cpus.len(), MAX_SLOTS),
+        ("prefill_cpus", config.prefill_cpus.len(), MAX_SLOTS),
+    ];
+    match bounds
+        .into_iter()
+        .find(|(_, found, most)| !(1..=*most).contains(found))
+    {
+        Some((name, found, most)) => Err(LoadError::Config(format!(
+            "`{name}` is {found}, expected 1 to {most}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// CPUs of the pool: those of decode first, because decode uses the first workers.
+fn workers(config: &EngineConfig) -> Vec<usize> {
+    let mut cpus = config.decode_cpus.clone();
+    // As many as asked for, also when the same CPU is named more than once.
+    let others = config
+        .prefill_cpus
+        .iter()
+        .filter(|cpu| !config.decode_cpus.contains(cpu));
+    cpus.extend(others);
+    if cpus.len() < config.prefill_cpus.len() {
+        cpus = config.prefill_cpus.clone();
+    }
+    cpus
+}
+
+fn name_of(model: &ModelSource) -> String {
+    match model {
+        ModelSource::File(path) => format!("`{}`", path.display()),
+        ModelSource::Demo => "the demo model".to_owned(),
+    }
+}
+
+fn open(
+    config: &EngineConfig,
+    demo: impl FnOnce() -> Option<SharedBytes>,
+) -> Result<Gguf, LoadError> {
+    let failed = |source| LoadError::Gguf {
+        model: name_of(&config.model),
+        source,
+    };
+    match &config.model {
+        ModelSource::File(path) => Gguf::open(path).map_err(failed),
+        ModelSource::Demo => Gguf::from_bytes(demo().ok_or(LoadError::NoDemo)?).map_err(failed),
+    }
+}
+
+/// Serves one server process: `start` is answered by `ready` or `failed`, then submissions by their events, until end of
+/// file. `demo` gives the embedded model.
+///
+/// # Errors
+/// [`RunError`]; a load error has been sent as `failed` before.
+pub fn run(
+    mut reader: impl Read + Send + 'static,
+    writer: impl Write + Send + 'static,
+    demo: fn() -> Option<SharedBytes>,
+) -> Result<(), RunError> {
+    let config = match read_frame(&mut reader)? {
+        None => return Ok(()),
+        Some(ToEngine::Start(config)) => *config,
+        Some(_) => return Err(RunError::NoStart),
+    };
+    let (commands, inbox) = mpsc::sync_channel(CHANNEL_FRAMES);
+    let (events, outbox) = mpsc::sync_channel(CHANNEL_FRAMES);
+    let (ends, end) = mpsc::channel();
+    let spawn = |name: &'static str, work: Box<dyn FnOnce() -> Result<(), RunError> + Send>| {
+        let ends = Reports {
+            name,
+            ends: ends.clone(),
+            result: None,
+        };
+        thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let mut ends = ends;
+            ends.result = Some(work());
+        })
+    };
+    let writer = spawn("writer", Box::new(move || write_events(writer, &outbox)))?;
+    spawn("reader", Box::new(move || read_commands(reader, &commands)))?;
+    spawn(
+        "scheduler",
+        Box::new(move || serve(&config, demo, &inbox, events)),
+    )?;
+    drop(ends);
+
+    let (mut name, mut result) = end.recv().unwrap_or(("engine", Ok(())));
+    if name == "reader" && result.is_ok() {
+        // End of file: let the scheduler finish its step, but don't insist.
+        match end.recv_timeout(END_WAIT) {
+            Ok(next) => (name, result) = next,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+    }
+    if name == "scheduler" {
+        // Its last events, `failed` among them, are on their way.
+        let begun = Instant::now();
+        while !writer.is_finished() && begun.elapsed() < END_WAIT {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    result
+}
+
+/// Tells [`run`] that a thread has ended, also when it panics.
+struct Reports {
+    name: &'static str,
+    ends: mpsc::Sender<(&'static str, Result<(), RunError>)>,
+    result: Option<Result<(), RunError>>,
+}
+
+impl Drop for Reports {
+    fn drop(&mut self) {
+        let result = self.result.take().unwrap_or(Err(RunError::Died(self.name)));
+        // Nobody listens any more when `run` has returned.
+        let _ = self.ends.send((self.name, result));
+    }
+}
+
+fn read_commands(mut reader: impl Read, commands: &SyncSender<Command>) -> Result<(), RunError> {
+    while let Some(frame) = read_frame(&mut reader)? {
+        let command = match frame {
+            ToEngine::Submit(submit) => Command::Submit(submit),
+            ToEngine::Cancel { id } => Command::Cancel(id),
+            ToEngine::Start(_) => {
+                tracing::warn!("a second `start` frame is ignored");
+                continue;
+            }
+        };
+        if commands.send(command).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Writes events as they come; those that wait together go out together.
+fn write_events(mut writer: impl Write, events: &Receiver<FromEngine>) -> Result<(), RunError> {
+    let mut bytes = Vec::with_capacity(WRITE_BYTES);
+    while let Ok(event) = events.recv() {
+        write_frame(&mut bytes, &event)?;
+        while bytes.len() < WRITE_BYTES {
+            let Ok(event) = events.try_recv() else { break };
+            write_frame(&mut bytes, &event)?;
+        }
+        writer.write_all(&bytes)?;
+        writer.flush()?;
+        bytes.clear();
+    }
+    Ok(())
+}
+
+fn serve(
+    config: &EngineConfig,
+    demo: fn() -> Option<SharedBytes>,
+    commands: &Receiver<Command>,
+    events: SyncSender<FromEngine>,
+) -> Result<(), RunError> {
+    let began = Instant::now();
+    // A send fails when the writer is gone: then the stream is broken and `run` is ending.
+    let send = move |event| {
+        let _ = events.send(event);
+    };
+    let engine = match Engine::load(config, demo) {
+        Ok(engine) => engine,
+        Err(error) => {
+            let (message, hint) = (error.to_string(), error.hint());
+            send(FromEngine::Failed { message, hint });
+            return Err(error.into());
+        }
+    };
+    let load_ms = began.elapsed().as_secs_f64() * 1000.0;
+    tracing::info!(kernel = %engine.kernel(), load_ms, "engine ready");
+    send(FromEngine::Ready { load_ms });
+    Scheduler::new(engine, send).run(commands);
+    Ok(())
+}

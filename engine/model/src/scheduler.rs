@@ -1,0 +1,473 @@
+//! Decides what each forward pass computes: one token for every sequence that generates, and a share of the prompts that
+//! wait to be evaluated (continuous batching with chunked prefill). One thread owns this, the model and the cache.
+//!
+//! Jobs beyond the slots wait in order of arrival; the server bounds their number. The prompt tokens of a step are
+//! limited so that it lasts about [`STEP_ALONE`], or [`STEP_SHARED`] while others generate. How a prompt is
+//! cut never changes what comes out (see `graph`).
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use crate::engine::Engine;
+use crate::graph::Entry;
+use crate::protocol::{Finish, FromEngine, Submit};
+use crate::sampler::Sampler;
+
+/// How long a step with prompt tokens should take when nobody generates.
+pub const STEP_ALONE: Duration = Duration::from_millis(500);
+/// How long it should take when somebody does: the gap that others see between two tokens.
+pub const STEP_SHARED: Duration = Duration::from_millis(150);
+/// Time between two heartbeats while there is work; they are sent inside a step, too, between layers.
+pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// A slot is chosen for its cache when at least this share of the prompt is in it; less, such as a common first token, is
+/// not worth overwriting somebody's conversation.
+const WORTH_REUSING: f64 = 0.1;
+/// Fewest prompt tokens in a step, however slow the machine is.
+const SMALLEST_CHUNK: usize = 8;
+
+/// What the scheduler is told while it runs.
+#[derive(Debug)]
+pub enum Command {
+    /// Begin a generation.
+    Submit(Box<Submit>),
+    /// Forget one.
+    Cancel(u64),
+}
+
+/// Slots, waiting jobs, and where events go.
+pub struct Scheduler<S> {
+    engine: Engine,
+    slots: Vec<Slot>,
+    waiting: VecDeque<Submit>,
+    batch: Vec<Entry>,
+    /// Prompt tokens left and slot of each unfinished prompt.
+    order: Vec<(usize, usize)>,
+    pace: Pace,
+    /// Forward passes since start.
+    steps: u64,
+    last_beat: Instant,
+    /// Grows with every start; orders slots by last use.
+    clock: u64,
+    send: S,
+}
+
+#[derive(Default)]
+struct Slot {
+    job: Option<Job>,
+    last_used: u64,
+}
+
+/// A generation in its slot.
+struct Job {
+    submit: Submit,
+    /// Tokens of the prompt; those in `submit.tokens` behind them were sampled here.
+    n_prompt: usize,
+    sampler: Sampler,
+    cached: usize,
+    prefill_began: Option<Instant>,
+}
+
+/// How fast prompts are evaluated, to choose how many tokens a step takes.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    tok_s: f64,
+}
+
+impl<S: FnMut(FromEngine)> Scheduler<S> {
+    /// A scheduler that owns `engine`; `send` must not block for long.
+    pub fn new(engine: Engine, send: S) -> Self {
+        let mut slots = Vec::new();
+        slots.resize_with(engine.n_slots(), Slot::default);
+        Scheduler {
+            pace: Pace {
+                tok_s: engine.expected_prefill_tok_s(),
+            },
+            batch: Vec::with_capacity(engine.model().limits().batch),
+            order: Vec::with_capacity(slots.len()),
+            engine,
+            slots,
+            waiting: VecDeque::new(),
+            steps: 0,
+            last_beat: Instant::now(),
+            clock: 0,
+            send,
+        }
+    }
+
+    /// Works until the other end of `commands` is gone.
+    pub fn run(&mut self, commands: &Receiver<Command>) {
+        loop {
+            if !self.has_work() {
+                let Ok(command) = commands.recv() else { return };
+                self.last_beat = Instant::now();
+                self.handle(command);
+            }
+            loop {
+                match commands.try_recv() {
+                    Ok(command) => self.handle(command),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            self.step();
+        }
+    }
+
+    /// Takes a command; what it starts runs in the next [`Scheduler::step`].
+    pub fn handle(&mut self, command: Command) {
+        match command {
+            Command::Submit(submit) => self.submit(*submit),
+            Command::Cancel(id) => self.cancel(id),
+        }
+    }
+
+    /// True while a step would do something.
+    pub fn has_work(&self) -> bool {
+        !self.waiting.is_empty() || self.slots.iter().any(|slot| slot.job.is_some())
+    }
+
+    /// True while a job runs in the slot.
+    pub fn is_busy(&self, slot: usize) -> bool {
+        self.slots[slot].job.is_some()
+    }
+
+    fn submit(&mut self, submit: Submit) {
+        match self.check(&submit) {
+            Ok(()) => self.waiting.push_back(submit),
+            Err(finish) => (self.send)(FromEngine::Done {
+                id: submit.id,
+                finish,
+            }),
+        }
+    }
+
+    fn check(&self, submit: &Submit) -> Result<(), Finish> {
+        let (n_vocab, n_slots) = (self.engine.model().n_vocab(), self.slots.len());
+        let (n_tokens, context) = (submit.tokens.len(), self.engine.context());
+        let unknown = submit
+            .tokens
+            .iter()
+            .find(|&&token| token as usize >= n_vocab);
+        let is_known = |id| {
+            self.jobs().any(|job: &Job| job.submit.id == id)
+                || self.waiting.iter().any(|it| it.id == id)
+        };
+        let error = if n_tokens == 0 {
+            "the prompt has no tokens".to_owned()
+        } else if n_tokens == context + 1 {
+            // A continuation: the engine before this one died between the last token and its `Done`.
+            return Err(Finish::ContextFull);
+        } else if n_tokens > context {
+            format!("the prompt has {n_tokens} tokens, a slot holds {context}")
+        } else if let Some(token) = unknown {
+            format!("token {token} is not in the vocabulary of {n_vocab}")
+        } else if let Some(slot) = submit.slot.filter(|&slot| slot >= n_slots) {
+            format!("slot {slot} is not one of the {n_slots}, which count from 0")
+        } else if is_known(submit.id) {
+            return Err(Finish::Error(format!(
+                "generation {} exists already",
+                submit.id
+            )));
+        } else {
+            return Ok(());
+        };
+        Err(Finish::Error(error))
+    }
+
+    fn cancel(&mut self, id: u64) {
+        let is_it = |slot: &Slot| slot.job.as_ref().is_some_and(|job| job.submit.id == id);
+        if let Some(place) = self.waiting.iter().position(|submit| submit.id == id) {
+            self.waiting.remove(place);
+        } else if let Some(slot) = self.slots.iter_mut().find(|slot| is_it(slot)) {
+            slot.job = None;
+        } else {
+            return;
+        }
+        (self.send)(FromEngine::Done {
+            id,
+            finish: Finish::Cancelled,
+        });
+    }
+
+    fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.slots.iter().filter_map(|slot| slot.job.as_ref())
+    }
+
+    /// Starts what can start, then one forward pass and its tokens.
+    pub fn step(&mut self) {
+        self.start_waiting();
+        self.batch.clear();
+        self.add_generating();
+        let n_generating = self.batch.len();
+        self.add_prompts();
+        if self.batch.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        self.forward();
+        self.pace
+            .observe(self.batch.len() - n_generating, began.elapsed());
+    }
+
+    fn start_waiting(&mut self) {
+        let mut place = 0;
+        while place < self.waiting.len() {
+            match self.choose_slot(&self.waiting[place]) {
+                Some(slot) => {
+                    let submit = self
+                        .waiting
+                        .remove(place)
+                        .expect("the place is inside the queue");
+                    self.start(slot, submit);
+                }
+                None => place += 1,
+            }
+        }
+    }
+
+    /// The slot asked for; else the idle one that holds most of the prompt; else the idle one unused for longest.
+    fn choose_slot(&self, submit: &Submit) -> Option<usize> {
+        if let Some(slot) = submit.slot {
+            return self.slots[slot].job.is_none().then_some(slot);
+        }
+        let idle = || (0..self.slots.len()).filter(|&slot| self.slots[slot].job.is_none());
+        let oldest = || idle().min_by_key(|&slot| self.slots[slot].last_used);
+        if !submit.cache_prompt {
+            return oldest();
+        }
+        let common = |slot| self.engine.kv().common_prefix(slot, &submit.tokens);
+        let best = idle()
+            .map(|slot| (common(slot), slot))
+            .max_by_key(|&(n, slot)| (n, u64::MAX - self.slots[slot].last_used));
+        match best {
+            Some((n, slot)) if n as f64 >= WORTH_REUSING * submit.tokens.len() as f64 => Some(slot),
+            _ => oldest(),
+        }
+    }
+
+    fn start(&mut self, slot: usize, submit: Submit) {
+        let reusable = match submit.cache_prompt {
+            true => self.engine.kv().common_prefix(slot, &submit.tokens),
+            false => 0,
+        };
+        // The last token is always evaluated: its logits are not kept.
+        let cached = reusable.min(submit.tokens.len() - 1);
+        self.engine.kv_mut().truncate(slot, cached);
+        (self.send)(FromEngine::Prefill {
+            id: submit.id,
+            slot,
+            total: submit.tokens.len(),
+            cached,
+            processed: cached,
+            ms: 0.0,
+        });
+        self.clock += 1;
+        self.slots[slot].last_used = self.clock;
+        self.slots[slot].job = Some(Job {
+            n_prompt: submit.tokens.len(),
+            sampler: Sampler::new(submit.sampling.clone(), submit.eog_tokens.clone()),
+            cached,
+            prefill_began: None,
+            submit,
+        });
+    }
+
+    fn add_generating(&mut self) {
+        for (slot, it) in self.slots.iter().enumerate() {
+            if let Some(job) = it.job.as_ref().filter(|job| job.is_generating()) {
+                let token = job.submit.tokens[job.submit.tokens.len() - 1];
+                self.batch.push(Entry {
+                    slot,
+                    token,
+                    wants_logits: true,
+                });
+            }
+        }
+    }
+
+    /// Shares the step among the prompts, shortest remainder first: nobody starves, and nothing is left over.
+    fn add_prompts(&mut self) {
+        let Scheduler {
+            engine,
+            slots,
+            batch,
+            order,
+            pace,
+            ..
+        } = self;
+        let mut budget = pace
+            .prompt_tokens(!batch.is_empty())
+            .min(engine.prefill_batch());
+        let n_cached = |slot: usize| engine.kv().tokens(slot).len();
+        order.clear();
+        for (slot, it) in slots.iter().enumerate() {
+            if let Some(job) = it.job.as_ref().filter(|job| !job.is_generating()) {
+                order.push((job.n_prompt - n_cached(slot), slot));
+            }
+        }
+        order.sort_unstable();
+        for (place, &(n_left, slot)) in order.iter().enumerate() {
+            let n = budget.div_ceil(order.len() - place).min(n_left);
+            let Some(job) = &mut slots[slot].job else {
+                continue;
+            };
+            let start = n_cached(slot);
+            let tokens = job.submit.tokens[start..start + n].iter().enumerate();
+            batch.extend(tokens.map(|(i, &token)| Entry {
+                slot,
+                token,
+                wants_logits: i + 1 == n_left && job.submit.max_tokens > 0,
+            }));
+            if n > 0 {
+                job.prefill_began.get_or_insert_with(Instant::now);
+            }
+            budget -= n;
+        }
+    }
+
+    /// Computes the batch, reports prompt progress, samples.
+    fn forward(&mut self) {
+        let Scheduler {
+            engine,
+            slots,
+            batch,
+            steps,
+            last_beat,
+            send,
+            ..
+        } = self;
+        let (model, kv) = engine.parts();
+        let n_vocab = model.n_vocab();
+        let logits = model.forward(batch, kv, || {
+            if last_beat.elapsed() >= HEARTBEAT {
+                *last_beat = Instant::now();
+                send(FromEngine::Heartbeat { steps: *steps });
+            }
+        });
+        *steps += 1;
+        for run in batch.chunk_by(|a, b| a.slot == b.slot) {
+            let Slot { job, .. } = &mut slots[run[0].slot];
+            if let Some(unfinished) = job
+                && !unfinished.is_generating()
+            {
+                let processed = kv.tokens(run[0].slot).len();
+                send(unfinished.progress(run[0].slot, processed));
+                if processed == unfinished.n_prompt && unfinished.submit.max_tokens == 0 {
+                    send(FromEngine::Done {
+                        id: unfinished.submit.id,
+                        finish: Finish::Limit,
+                    });
+                    *job = None;
+                }
+            }
+        }
+        let wanted = batch.iter().filter(|entry| entry.wants_logits);
+        for (&Entry { slot, .. }, logits) in wanted.zip(logits.chunks_exact_mut(n_vocab)) {
+            let Some(job) = &mut slots[slot].job else {
+                continue;
+            };
+            let finish = job.sample(logits, kv.shape().context, send);
+            if let Some(finish) = finish {
+                if matches!(finish, Finish::Error(_)) {
+                    // What the cache holds led to this; it must not reach another generation.
+                    kv.truncate(slot, 0);
+                }
+                send(FromEngine::Done {
+                    id: job.submit.id,
+                    finish,
+                });
+                slots[slot].job = None;
+            }
+        }
+    }
+}
+
+impl Job {
+    fn is_generating(&self) -> bool {
+        self.submit.tokens.len() > self.n_prompt
+    }
+
+    fn progress(&self, slot: usize, processed: usize) -> FromEngine {
+        FromEngine::Prefill {
+            id: self.submit.id,
+            slot,
+            total: self.n_prompt,
+            cached: self.cached,
+            processed,
+            ms: self
+                .prefill_began
+                .map_or(0.0, |began| began.elapsed().as_secs_f64() * 1000.0),
+        }
+    }
+
+    /// Samples the next token and reports it; says so when it is the last.
+    fn sample(
+        &mut self,
+        logits: &mut [f32],
+        context: usize,
+        send: &mut impl FnMut(FromEngine),
+    ) -> Option<Finish> {
+        let Submit { id, tokens, .. } = &mut self.submit;
+        let sampled = match self.sampler.sample(logits, tokens) {
+            Ok(sampled) => sampled,
+            Err(error) => return Some(Finish::Error(error.to_string())),
+        };
+        let n_cached = tokens.len();
+        tokens.push(sampled.token);
+        send(FromEngine::Token {
+            id: *id,
+            token: sampled.token,
+            probs: sampled.probs,
+        });
+        let n_new = (tokens.len() - self.n_prompt) as u32;
+        if self.submit.eog_tokens.contains(&sampled.token) {
+            Some(Finish::Eos)
+        } else if n_new >= self.submit.max_tokens {
+            Some(Finish::Limit)
+        } else if n_cached >= context {
+            Some(Finish::ContextFull)
+        } else {
+            None
+        }
+    }
+}
+
+impl Pace {
+    /// Prompt tokens that fit a step.
+    fn prompt_tokens(&self, is_shared: bool) -> usize {
+        let step = if is_shared { STEP_SHARED } else { STEP_ALONE };
+        ((self.tok_s * step.as_secs_f64()) as usize).max(SMALLEST_CHUNK)
+    }
+
+    /// Learns from a step; a few tokens say little about many.
+    fn observe(&mut self, n_prompt_tokens: usize, took: Duration) {
+        if n_prompt_tokens >= SMALLEST_CHUNK {
+            let tok_s = n_prompt_tokens as f64 / took.as_secs_f64().max(1e-6);
+            self.tok_s = (self.tok_s + tok_s) / 2.0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_takes_as_many_prompt_tokens_as_fit_its_time() {
+        let mut pace = Pace { tok_s: 1000.0 };
+        assert_eq!(
+            (pace.prompt_tokens(false), pace.prompt_tokens(true)),
+            (500, 150)
+        );
+        pace.observe(1, Duration::from_secs(1));
+        assert_eq!(pace.prompt_tokens(false), 500);
+        for _ in 0..20 {
+            pace.observe(50, Duration::from_secs(1));
+        }
+        assert_eq!(
+            (pace.prompt_tokens(false), pace.prompt_tokens(true)),
+            (25, SMALLEST_CHUNK)
+        );
+    }
+}

@@ -1,0 +1,167 @@
+//! Engines for tests: small models from the generator, small configurations, a scheduler whose events are kept.
+// Each test binary uses its share of this.
+#![allow(dead_code)]
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use bitnet_model::engine::Engine;
+use bitnet_model::protocol::{
+    EngineConfig, Finish, FromEngine, KvType, ModelSource, Overrides, SamplingParams, Submit,
+    TokenProbs,
+};
+use bitnet_model::scheduler::{Command, Scheduler};
+use bitnet_model::synth::{Shape, write};
+
+/// A file of `tests/data`.
+pub(crate) fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
+}
+
+/// A generated model of a preset, in `directory`.
+pub(crate) fn model(directory: &Path, preset: &str) -> PathBuf {
+    let path = directory.join(format!("{preset}.gguf"));
+    let shape = Shape::preset(preset).expect("the preset exists");
+    write(&shape, 7, &path, &mut |_, _| {}).expect("the model is written");
+    path
+}
+
+/// One slot, one thread, everything else small.
+pub(crate) fn config(model: &Path) -> EngineConfig {
+    EngineConfig {
+        model: ModelSource::File(model.to_owned()),
+        kernel: "i2_s".to_owned(),
+        decode_cpus: vec![0],
+        prefill_cpus: vec![0],
+        pin: false,
+        slots: 1,
+        slot_context: 128,
+        prefill_batch: 32,
+        kv_type: KvType::F16,
+        mlock: false,
+        overrides: Overrides::default(),
+    }
+}
+
+/// Loads, or fails the test with the reason.
+pub(crate) fn load(config: &EngineConfig) -> Engine {
+    Engine::load(config, || None).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Samples from the whole chain, 12 tokens.
+pub(crate) fn submit(id: u64, tokens: &[u32]) -> Submit {
+    Submit {
+        id,
+        tokens: tokens.to_vec(),
+        max_tokens: 12,
+        eog_tokens: Vec::new(),
+        cache_prompt: true,
+        slot: None,
+        sampling: SamplingParams {
+            seed: 40 + id as u32,
+            n_probs: 2,
+            repeat_penalty: 1.1,
+            ..SamplingParams::default()
+        },
+    }
+}
+
+/// Tokens from a seed, below 256.
+pub(crate) fn prompt(seed: u32, n: usize) -> Vec<u32> {
+    (0..n as u32)
+        .map(|i| (seed.wrapping_mul(97).wrapping_add(i * i * 31 + i * 7)) % 256)
+        .collect()
+}
+
+/// What one generation produced.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) slot: Option<usize>,
+    pub(crate) cached: usize,
+    /// `processed` of each prefill event.
+    pub(crate) progress: Vec<usize>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) probs: Vec<Option<TokenProbs>>,
+    pub(crate) finish: Option<Finish>,
+}
+
+type Events = Rc<RefCell<Vec<FromEngine>>>;
+
+/// A scheduler and the events it sent.
+pub(crate) struct Run {
+    pub(crate) scheduler: Scheduler<Box<dyn FnMut(FromEngine)>>,
+    pub(crate) events: Events,
+}
+
+impl Run {
+    pub(crate) fn new(config: &EngineConfig) -> Self {
+        let events = Events::default();
+        let sink = Rc::clone(&events);
+        let send: Box<dyn FnMut(FromEngine)> = Box::new(move |event| sink.borrow_mut().push(event));
+        Run {
+            scheduler: Scheduler::new(load(config), send),
+            events,
+        }
+    }
+
+    pub(crate) fn submit(&mut self, submit: Submit) {
+        self.scheduler.handle(Command::Submit(Box::new(submit)));
+    }
+
+    pub(crate) fn cancel(&mut self, id: u64) {
+        self.scheduler.handle(Command::Cancel(id));
+    }
+
+    /// Steps until nothing is left to do.
+    pub(crate) fn finish(&mut self) {
+        while self.scheduler.has_work() {
+            self.scheduler.step();
+        }
+    }
+
+    /// Submits, finishes, and tells what came of it.
+    pub(crate) fn generate(&mut self, job: Submit) -> Outcome {
+        let id = job.id;
+        self.events.borrow_mut().clear();
+        self.submit(job);
+        self.finish();
+        self.outcome(id)
+    }
+
+    /// All that happened to one generation; checks the order of events.
+    pub(crate) fn outcome(&self, wanted: u64) -> Outcome {
+        let mut outcome = Outcome::default();
+        for event in &*self.events.borrow() {
+            match event {
+                FromEngine::Prefill {
+                    id,
+                    slot,
+                    cached,
+                    processed,
+                    ..
+                } if *id == wanted => {
+                    assert!(outcome.tokens.is_empty() && outcome.finish.is_none());
+                    if outcome.slot.is_none() {
+                        assert_eq!(processed, cached, "the first event comes before any work");
+                    }
+                    (outcome.slot, outcome.cached) = (Some(*slot), *cached);
+                    outcome.progress.push(*processed);
+                }
+                FromEngine::Token { id, token, probs } if *id == wanted => {
+                    assert!(outcome.slot.is_some() && outcome.finish.is_none());
+                    outcome.tokens.push(*token);
+                    outcome.probs.push(probs.clone());
+                }
+                FromEngine::Done { id, finish } if *id == wanted => {
+                    assert!(outcome.finish.is_none(), "done comes once");
+                    outcome.finish = Some(finish.clone());
+                }
+                _ => {}
+            }
+        }
+        outcome
+    }
+}
