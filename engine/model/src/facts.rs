@@ -928,3 +928,398 @@ impl Keys<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synth::header::Header;
+    use bitnet_kernels::SharedBytes;
+
+    /// A model to be made, right until a test changes something.
+    struct Model {
+        architecture: &'static str,
+        numbers: Vec<(&'static str, u32)>,
+        floats: Vec<(&'static str, f32)>,
+        strings: Vec<(&'static str, &'static str)>,
+        tensors: Vec<(String, Vec<u64>, TensorType)>,
+        overrides: Overrides,
+    }
+
+    fn model(architecture: &'static str) -> Model {
+        let sub_norms = architecture != "llama";
+        let mut tensors = vec![
+            (TOKEN_EMBD.to_owned(), vec![128, 8], TensorType::F16),
+            (OUTPUT_NORM.to_owned(), vec![128], TensorType::F32),
+        ];
+        for (linear, rows, cols) in [
+            (Linear::Q, 128, 128),
+            (Linear::K, 64, 128),
+            (Linear::V, 64, 128),
+            (Linear::AttnOutput, 128, 128),
+            (Linear::Gate, 256, 128),
+            (Linear::Up, 256, 128),
+            (Linear::Down, 128, 256),
+        ] {
+            tensors.push((linear.weight_name(0), vec![cols, rows], TensorType::I2S));
+        }
+        for (norm, len) in [
+            (Norm::Attn, 128),
+            (Norm::Ffn, 128),
+            (Norm::AttnSub, 128),
+            (Norm::FfnSub, 256),
+        ] {
+            if sub_norms || matches!(norm, Norm::Attn | Norm::Ffn) {
+                tensors.push((norm.name(0), vec![len], TensorType::F32));
+            }
+        }
+        Model {
+            architecture,
+            numbers: vec![
+                ("context_length", 64),
+                ("embedding_length", 128),
+                ("block_count", 1),
+                ("feed_forward_length", 256),
+                ("rope.dimension_count", 64),
+                ("attention.head_count", 2),
+                ("attention.head_count_kv", 1),
+            ],
+            floats: vec![
+                ("attention.layer_norm_rms_epsilon", 1e-5),
+                ("rope.freq_base", 500_000.0),
+            ],
+            strings: Vec::new(),
+            tensors,
+            overrides: Overrides::default(),
+        }
+    }
+
+    impl Model {
+        fn number(mut self, key: &'static str, value: u32) -> Model {
+            self.numbers.retain(|number| number.0 != key);
+            self.numbers.push((key, value));
+            self
+        }
+
+        fn without(mut self, name: &str) -> Model {
+            self.numbers.retain(|number| number.0 != name);
+            self.floats.retain(|float| float.0 != name);
+            self.tensors.retain(|tensor| tensor.0 != name);
+            self
+        }
+
+        fn tensor(mut self, name: &str, dims: &[u64], ty: TensorType) -> Model {
+            self.tensors.retain(|tensor| tensor.0 != name);
+            self.tensors.push((name.to_owned(), dims.to_vec(), ty));
+            self
+        }
+
+        fn string(mut self, key: &'static str, value: &'static str) -> Model {
+            self.strings.push((key, value));
+            self
+        }
+
+        fn float(mut self, key: &'static str, value: f32) -> Model {
+            self.floats.retain(|float| float.0 != key);
+            self.floats.push((key, value));
+            self
+        }
+
+        fn overridden(mut self, edit: impl FnOnce(&mut Overrides)) -> Model {
+            edit(&mut self.overrides);
+            self
+        }
+
+        fn read(self) -> Result<ModelFacts, FactsError> {
+            let mut header = Header::default();
+            header.str("general.architecture", self.architecture);
+            // A key with a dot at its end is whole; others get the architecture in front.
+            let key = |suffix: &str| match suffix.strip_suffix('.') {
+                Some(whole) => whole.to_owned(),
+                None => format!("{}.{suffix}", self.architecture),
+            };
+            self.numbers
+                .iter()
+                .for_each(|(suffix, value)| header.u32(&key(suffix), *value));
+            self.floats
+                .iter()
+                .for_each(|(suffix, value)| header.f32(&key(suffix), *value));
+            self.strings
+                .iter()
+                .for_each(|(suffix, value)| header.str(&key(suffix), value));
+            for (name, dims, ty) in &self.tensors {
+                header.tensor(name, dims, *ty);
+            }
+            let mut bytes = header.bytes();
+            bytes.resize(bytes.len() + header.data_bytes() as usize, 0);
+            let gguf = Gguf::from_bytes(SharedBytes::new(bytes)).unwrap();
+            ModelFacts::read(&gguf, &self.overrides)
+        }
+
+        fn message(self) -> String {
+            self.read()
+                .expect_err("a model that is refused")
+                .to_string()
+        }
+    }
+
+    #[test]
+    fn a_sound_model() {
+        let facts = model("bitnet-b1.58").read().unwrap();
+        assert_eq!(
+            (
+                facts.n_layer,
+                facts.n_embd,
+                facts.n_ff,
+                facts.n_head,
+                facts.n_head_kv,
+                facts.head_dim
+            ),
+            (1, 128, 256, 2, 1, 64)
+        );
+        assert_eq!((facts.n_vocab, facts.context_length), (8, 64));
+        assert_eq!(
+            (facts.rope.style, facts.rope.freq_base, facts.rope.dims),
+            (RopeStyle::Neox, 500_000.0, 64)
+        );
+        assert_eq!(
+            (facts.activation, facts.sub_norms, facts.tied_head),
+            (Activation::Relu2, true, true)
+        );
+        assert_eq!(facts.kv_bytes_per_token(KvType::F16), 2 * 64 * 2);
+        assert_eq!(facts.kv_bytes_per_token(KvType::F32), 2 * 64 * 4);
+        let linears = 128 * 128 * 2 + 64 * 128 * 2 + 256 * 128 * 3;
+        assert_eq!(facts.weight_bytes, linears / 4);
+        assert_eq!(
+            (facts.embedding_bytes, facts.head_bytes, facts.dense_bytes()),
+            (2048, 2048, 2048)
+        );
+        assert_eq!(facts.n_params, linears + 8 * 128 + 4 * 128 + 256);
+        assert_eq!(facts.vector_bytes, 4 * (4 * 128 + 256));
+        assert!(facts.notes.is_empty() && !facts.attn_biases && !facts.rope.has_factors);
+        assert_eq!(facts.size_label(), "149K");
+    }
+
+    #[test]
+    fn llama_has_its_own_head_and_no_sub_norms() {
+        let tied = model("llama").read().unwrap();
+        assert_eq!(
+            (
+                tied.tied_head,
+                tied.sub_norms,
+                tied.activation,
+                tied.rope.style
+            ),
+            (true, false, Activation::Silu, RopeStyle::Interleaved)
+        );
+        let own = || model("llama").tensor(OUTPUT, &[128, 8], TensorType::Q8_0);
+        let facts = own().read().unwrap();
+        assert_eq!(
+            (facts.tied_head, facts.head_type, facts.head_name()),
+            (false, TensorType::Q8_0, OUTPUT)
+        );
+        assert_eq!(facts.dense_bytes(), 2048 + 8 * 4 * 34);
+        let forced = own()
+            .overridden(|o| o.untied_head = Some(false))
+            .read()
+            .unwrap();
+        assert_eq!((forced.tied_head, forced.notes.len()), (true, 1));
+    }
+
+    /// The April 2025 upload of 2B-4T carries a head that its graph never used.
+    #[test]
+    fn a_dead_head_is_not_used_unless_asked_for() {
+        let own = || model("bitnet-25").tensor(OUTPUT, &[128, 8], TensorType::F16);
+        let facts = own().read().unwrap();
+        assert_eq!((facts.tied_head, facts.notes.len()), (true, 1));
+        assert!(
+            !own()
+                .overridden(|o| o.untied_head = Some(true))
+                .read()
+                .unwrap()
+                .tied_head
+        );
+        let gone = model("bitnet-25").overridden(|o| o.untied_head = Some(true));
+        assert_eq!(gone.message(), "tensor `output.weight` is missing");
+    }
+
+    #[test]
+    fn activation_by_architecture_shape_and_override() {
+        let choose = |architecture, edit: &dyn Fn(&mut ModelFacts)| {
+            let mut facts = model(architecture).read().unwrap();
+            facts.notes.clear();
+            edit(&mut facts);
+            facts.choose_activation(&Overrides::default());
+            (facts.activation, facts.notes.len())
+        };
+        let shape_2b =
+            |facts: &mut ModelFacts| (facts.n_embd, facts.n_ff, facts.n_layer) = (2560, 6912, 30);
+        let vocab_1bitllm = |facts: &mut ModelFacts| facts.n_vocab = 32_002;
+        assert_eq!(choose("bitnet-b1.58", &|_| {}), (Activation::Relu2, 0));
+        assert_eq!(choose("bitnet", &|_| {}), (Activation::Silu, 0));
+        assert_eq!(choose("bitnet", &shape_2b), (Activation::Relu2, 1));
+        assert_eq!(
+            choose("bitnet-b1.58", &vocab_1bitllm),
+            (Activation::Silu, 1)
+        );
+        assert_eq!(choose("llama", &shape_2b), (Activation::Silu, 0));
+        let asked = model("bitnet-b1.58").overridden(|o| o.activation = Some(Activation::Silu));
+        assert_eq!(asked.read().unwrap().activation, Activation::Silu);
+    }
+
+    #[test]
+    fn optional_tensors_are_seen() {
+        let facts = model("bitnet")
+            .tensor("blk.0.attn_q.bias", &[128], TensorType::F32)
+            .tensor("blk.0.attn_q.scale", &[1], TensorType::F32)
+            .tensor("blk.0.attn_rot_embd.weight", &[32], TensorType::F32)
+            .tensor(ROPE_FREQS, &[32], TensorType::F32)
+            .overridden(|o| o.rope_freq_base = Some(10_000.0))
+            .read()
+            .unwrap();
+        assert!(facts.attn_biases && facts.rope.has_factors);
+        assert_eq!(facts.rope.freq_base, 10_000.0);
+    }
+
+    #[test]
+    fn what_cannot_run_is_refused_by_name() {
+        let table = [
+            (
+                model("falcon-h1"),
+                "architecture `falcon-h1` is unknown, known are `bitnet-b1.58`, `bitnet-25`, `bitnet`, `llama`",
+            ),
+            (
+                model("qwen3"),
+                "`qwen3` is an embedding model, which this version does not support",
+            ),
+            (
+                model("bitnet").number("pooling_type", 3),
+                "`bitnet` is an embedding model, which this version does not support",
+            ),
+            (
+                model("llama").number("prism.hadamard.version.", 1),
+                "the weights are transformed (key `prism.hadamard.version`), which this version does not support",
+            ),
+            (
+                model("llama").number("split.count.", 3),
+                "this is one part of a model split into 3 files",
+            ),
+            (
+                model("llama").without("block_count"),
+                "key `llama.block_count` is missing",
+            ),
+            (
+                model("llama").without("attention.layer_norm_rms_epsilon"),
+                "key `llama.attention.layer_norm_rms_epsilon` is missing",
+            ),
+            (
+                model("llama").number("block_count", 0),
+                "key `llama.block_count` is 0, expected 1 to 4,096",
+            ),
+            (
+                model("llama").number("block_count", 2),
+                "tensor `blk.1.attn_q.weight` is missing",
+            ),
+            (
+                model("llama").number("attention.head_count", 3),
+                "key `llama.embedding_length` is 128, expected a multiple of 3 (heads)",
+            ),
+            (
+                model("llama").number("attention.head_count_kv", 3),
+                "key `llama.attention.head_count` is 2, expected a multiple of 3 (key/value heads)",
+            ),
+            (
+                model("llama").number("feed_forward_length", 8640),
+                "key `llama.feed_forward_length` is 8,640, expected a multiple of 128 (a block of I2_S)",
+            ),
+            (
+                model("llama").number("rope.dimension_count", 32),
+                "key `llama.rope.dimension_count` is 32, expected 64 (values per head)",
+            ),
+            (
+                model("llama").number("attention.key_length", 128),
+                "key `llama.attention.key_length` is 128, expected 64 (embedding length over heads)",
+            ),
+            (
+                model("llama").number("vocab_size", 9),
+                "key `llama.vocab_size` is 9, expected 8 (rows of `token_embd.weight`)",
+            ),
+            (
+                model("llama").number("expert_count", 8),
+                "key `llama.expert_count` is 8, expected 0 (mixtures of experts are not supported)",
+            ),
+            (
+                model("llama").number("attention.sliding_window", 16),
+                "key `llama.attention.sliding_window` is 16, expected none (full attention)",
+            ),
+            (
+                model("llama").string("rope.scaling.type", "yarn"),
+                "key `llama.rope.scaling.type` is `yarn`, expected `none`, or `linear` with factor 1",
+            ),
+            (
+                model("llama").float("rope.scaling.factor", 2.0),
+                "key `llama.rope.scaling.factor` is 2, expected 1 (scaled positions are not supported)",
+            ),
+            (
+                model("llama").float("rope.freq_base", 0.0),
+                "key `llama.rope.freq_base` is 0, expected a number above 1",
+            ),
+            (
+                model("llama").float("attention.layer_norm_rms_epsilon", f32::NAN),
+                "key `llama.attention.layer_norm_rms_epsilon` is NaN, expected a number from 0 to 1",
+            ),
+            (
+                model("llama").without(TOKEN_EMBD),
+                "tensor `token_embd.weight` is missing",
+            ),
+            (
+                model("bitnet").without("blk.0.ffn_sub_norm.weight"),
+                "tensor `blk.0.ffn_sub_norm.weight` is missing",
+            ),
+            (
+                model("llama").tensor("blk.0.attn_sub_norm.weight", &[128], TensorType::F32),
+                "tensor `blk.0.attn_sub_norm.weight` has no place in the graph of `llama`",
+            ),
+            (
+                model("bitnet").tensor("blk.1.attn_q.weight", &[128, 128], TensorType::I2S),
+                "tensor `blk.1.attn_q.weight` has no place in the graph of `bitnet`",
+            ),
+            (
+                model("bitnet").tensor("blk.0.ffn_up.bias", &[256], TensorType::F32),
+                "tensor `blk.0.ffn_up.bias` has no place in the graph of `bitnet`",
+            ),
+            (
+                model("bitnet").tensor("blk.0.attn_k.weight", &[128, 128], TensorType::I2S),
+                "tensor `blk.0.attn_k.weight` has the shape [128, 128], expected [128, 64]",
+            ),
+            (
+                model("bitnet").tensor("blk.0.attn_k.weight", &[128, 64], TensorType::F16),
+                "tensor `blk.0.attn_k.weight` is F16, expected I2_S, TQ1_0, TQ2_0",
+            ),
+            (
+                model("bitnet").tensor("blk.0.attn_k.weight", &[128, 64], TensorType::TL1),
+                "tensor `blk.0.attn_k.weight` is TL1, expected I2_S, TQ1_0, TQ2_0",
+            ),
+            (
+                model("bitnet").tensor(TOKEN_EMBD, &[128, 8], TensorType::I2S),
+                "tensor `token_embd.weight` is I2_S, expected F32, F16, BF16, Q8_0, Q6_K, Q4_0",
+            ),
+        ];
+        for (model, expected) in table {
+            assert_eq!(model.message(), expected);
+        }
+    }
+
+    #[test]
+    fn hints_say_what_to_do() {
+        let hint = |ty| {
+            let error = model("bitnet")
+                .tensor("blk.0.attn_k.weight", &[128, 64], ty)
+                .read()
+                .unwrap_err();
+            error.hint().unwrap()
+        };
+        assert!(hint(TensorType::TL1).contains("I2_S file"));
+        assert!(hint(TensorType::F16).contains("convert the model to I2_S"));
+        assert!(hint(TensorType::Q2_0).contains("group"));
+    }
+}

@@ -9,7 +9,7 @@
 //! at the end. Each begins right behind the padded end of the one before, which llama.cpp demands.
 
 pub(crate) mod header;
-mod random;
+pub(crate) mod random;
 mod vocabulary;
 
 use std::fs::File;

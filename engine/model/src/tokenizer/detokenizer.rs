@@ -73,3 +73,77 @@ impl Detokenizer {
 fn is_start_of_character(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::Detokenizer;
+    use crate::synth::random::Rng;
+    use crate::tokenizer::tests::tokenizer;
+
+    fn pieces(ids: &[u32]) -> Vec<String> {
+        let mut detokenizer = Detokenizer::new(Arc::new(tokenizer("tiny")));
+        let mut pieces: Vec<String> = ids.iter().map(|&id| detokenizer.push(id)).collect();
+        pieces.push(detokenizer.finish());
+        pieces
+    }
+
+    /// The tiny vocabulary's token of one byte.
+    fn byte(byte: u8) -> u32 {
+        let tokenizer = tokenizer("tiny");
+        (0..256).find(|&id| tokenizer.piece(id) == [byte]).unwrap()
+    }
+
+    #[test]
+    fn characters_come_whole() {
+        let ids: Vec<u32> = "aé€😀".bytes().map(byte).collect();
+        assert_eq!(
+            pieces(&ids),
+            ["a", "", "é", "", "", "€", "", "", "", "😀", ""]
+        );
+    }
+
+    #[test]
+    fn certain_errors_show_at_once() {
+        let ids = [
+            byte(0xff),
+            byte(0xf0),
+            byte(0x9f),
+            byte(b'x'),
+            byte(0xe2),
+            byte(0x82),
+        ];
+        assert_eq!(
+            pieces(&ids),
+            ["\u{fffd}", "", "", "\u{fffd}x", "", "", "\u{fffd}"]
+        );
+    }
+
+    #[test]
+    fn any_bytes_become_what_lossy_conversion_makes_of_them() {
+        let tokenizer = Arc::new(tokenizer("tiny"));
+        let mut rng = Rng::new(3, 0);
+        for _ in 0..300 {
+            let ids: Vec<u32> = (0..40).map(|_| (rng.u64() % 256) as u32).collect();
+            let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer));
+            let mut text: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
+            text += &detokenizer.finish();
+            assert_eq!(
+                text,
+                String::from_utf8_lossy(&tokenizer.decode(&ids)),
+                "{ids:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn control_tokens_are_silent_unless_asked_for() {
+        let tokenizer = Arc::new(tokenizer("tiny"));
+        let eot = tokenizer.token_id("<|eot_id|>").unwrap();
+        assert_eq!(Detokenizer::new(Arc::clone(&tokenizer)).push(eot), "");
+        let mut named = Detokenizer::new(tokenizer).render_special(true);
+        assert_eq!(named.push(eot), "<|eot_id|>");
+        assert_eq!(named.push(9_999_999), "");
+    }
+}

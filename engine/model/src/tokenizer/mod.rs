@@ -602,3 +602,264 @@ impl Specials {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::synth::header::Header;
+    use crate::synth::{self, Shape};
+    use bitnet_kernels::SharedBytes;
+
+    pub(super) fn tokenizer(preset: &str) -> Tokenizer {
+        let bytes = synth::to_bytes(&Shape::preset(preset).unwrap(), 1).unwrap();
+        let gguf = Gguf::from_bytes(SharedBytes::new(bytes)).unwrap();
+        Tokenizer::from_gguf(&gguf, &Overrides::default()).unwrap()
+    }
+
+    /// A header of tokenizer keys; `edit` adds to them.
+    fn read(
+        tokens: &[&str],
+        types: &[i32],
+        overrides: &Overrides,
+        edit: impl FnOnce(&mut Header),
+    ) -> Result<Tokenizer, TokenizerError> {
+        let mut header = Header::default();
+        header.strings(TOKENS, tokens);
+        header.i32s("tokenizer.ggml.token_type", types);
+        edit(&mut header);
+        Tokenizer::from_gguf(
+            &Gguf::from_bytes(SharedBytes::new(header.bytes())).unwrap(),
+            overrides,
+        )
+    }
+
+    fn gpt2(header: &mut Header) {
+        header.str("tokenizer.ggml.model", "gpt2");
+        header.str("tokenizer.ggml.pre", "gpt-2");
+        header.strings::<&str>(MERGES, &[]);
+    }
+
+    #[test]
+    fn bos_comes_once() {
+        let tokenizer = tokenizer("tiny");
+        let bos = tokenizer.bos().unwrap();
+        assert_eq!(tokenizer.encode("", true, true), [bos]);
+        let ids = tokenizer.encode("the", true, true);
+        assert_eq!(ids[0], bos);
+        assert_eq!(tokenizer.encode("<|begin_of_text|>the", true, true), ids);
+        assert_eq!(tokenizer.encode("the", false, true), ids[1..]);
+        assert!(tokenizer.encode("<|begin_of_text|>", true, false).len() > 2);
+    }
+
+    #[test]
+    fn special_tokens_are_found_only_when_asked_for() {
+        let tokens = ["a", "<|x|>", "<|x|>y", "<u>"];
+        let tokenizer = read(&tokens, &[1, 3, 3, 4], &Overrides::default(), gpt2).unwrap();
+        assert_eq!(
+            tokenizer.encode("a<|x|>a<|x|>ya<u>", false, true),
+            [0, 1, 0, 2, 0, 3]
+        );
+        assert_eq!(tokenizer.encode("a<|x|>a<u>a", false, false), [0, 0, 3, 0]);
+        assert_eq!(
+            (
+                tokenizer.token_id("<|x|>"),
+                tokenizer.token_id("a"),
+                tokenizer.token_id("b")
+            ),
+            (Some(1), Some(0), None)
+        );
+        assert!(tokenizer.is_control(1) && !tokenizer.is_control(3) && !tokenizer.is_control(77));
+        assert!(!tokenizer.adds_bos() && tokenizer.bos().is_none());
+    }
+
+    #[test]
+    fn all_ends_of_generation_are_known() {
+        let tokens = ["a", "</s>", "<|im_end|>", "<|eot_id|>", "<end>"];
+        let tokenizer = read(&tokens, &[1, 1, 4, 3, 3], &Overrides::default(), |header| {
+            gpt2(header);
+            header.u32("tokenizer.ggml.eos_token_id", 4);
+        });
+        // `</s>` is an ordinary word of this vocabulary.
+        assert_eq!(tokenizer.unwrap().eog(), [2, 3, 4]);
+    }
+
+    #[test]
+    fn eos_is_added_where_the_model_wants_it() {
+        let tokenizer = read(
+            &["a", "<b>", "<e>"],
+            &[1, 3, 3],
+            &Overrides::default(),
+            |header| {
+                gpt2(header);
+                header.u32("tokenizer.ggml.bos_token_id", 1);
+                header.u32("tokenizer.ggml.eos_token_id", 2);
+                header.bool("tokenizer.ggml.add_eos_token", true);
+            },
+        )
+        .unwrap();
+        assert_eq!(tokenizer.encode("aa", true, true), [0, 0, 2]);
+        assert_eq!(tokenizer.encode("a<e>", true, true), [0, 2]);
+        assert_eq!(tokenizer.encode("a", false, true), [0]);
+    }
+
+    #[test]
+    fn pre_tokenizers_fall_back_and_give_way() {
+        let pre = |name: Option<&str>, overridden: Option<&str>| {
+            let overrides = Overrides {
+                pre_tokenizer: overridden.map(str::to_owned),
+                ..Overrides::default()
+            };
+            read(&["a"], &[1], &overrides, |header| {
+                header.str("general.architecture", "bitnet-b1.58");
+                header.str("tokenizer.ggml.model", "gpt2");
+                header.strings::<&str>(MERGES, &[]);
+                name.into_iter()
+                    .for_each(|name| header.str("tokenizer.ggml.pre", name));
+            })
+        };
+        assert_eq!(pre(None, None).unwrap().pre(), "default");
+        assert_eq!(pre(Some("llama3"), None).unwrap().pre(), "llama-bpe");
+        assert_eq!(pre(Some("odd"), Some("qwen2")).unwrap().pre(), "qwen2");
+        let error = pre(Some("odd"), None).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("pre-tokenizer `odd` is unknown, known are `llama-bpe`, `llama3`"),
+            "{error}"
+        );
+        assert!(error.hint().is_some());
+    }
+
+    #[test]
+    fn broken_vocabularies_are_refused() {
+        let none = Overrides::default();
+        let message = |result: Result<Tokenizer, TokenizerError>| {
+            result.expect_err("a bad vocabulary").to_string()
+        };
+        assert_eq!(
+            message(read(&["a"], &[1, 1], &none, gpt2)),
+            "key `tokenizer.ggml.token_type` has 2 entries, expected 1 (one per token)"
+        );
+        assert_eq!(
+            message(read(&["a"], &[1], &none, |_| {})),
+            "key `tokenizer.ggml.model` is missing"
+        );
+        let other = read(&["a"], &[1], &none, |h| {
+            h.str("tokenizer.ggml.model", "bert")
+        });
+        assert!(message(other).starts_with("tokenizer model `bert` is unknown"));
+        let no_merges = read(&["a"], &[1], &none, |h| {
+            h.str("tokenizer.ggml.model", "gpt2");
+            h.str("tokenizer.ggml.pre", "gpt-2");
+        });
+        assert_eq!(message(no_merges), "key `tokenizer.ggml.merges` is missing");
+        let merge = read(&["a"], &[1], &none, |h| {
+            h.str("tokenizer.ggml.model", "gpt2");
+            h.str("tokenizer.ggml.pre", "gpt-2");
+            h.strings(MERGES, &["a a", "aa"]);
+        });
+        assert_eq!(
+            message(merge),
+            "merge 1 is `aa`, expected two parts with a blank between"
+        );
+        let id = read(&["a"], &[1], &none, |h| {
+            gpt2(h);
+            h.u32("tokenizer.ggml.eos_token_id", 1);
+        });
+        assert_eq!(
+            message(id),
+            "key `tokenizer.ggml.eos_token_id` is 1, expected a token id below 1"
+        );
+        let scores = read(&["a"], &[1], &none, |h| {
+            h.str("tokenizer.ggml.model", "llama")
+        });
+        assert_eq!(message(scores), "key `tokenizer.ggml.scores` is missing");
+    }
+
+    /// The official file's twin: no `pre`, no end-of-turn id.
+    #[test]
+    fn the_published_2b_4t_vocabulary() {
+        let shape = Shape {
+            n_layer: 1,
+            n_embd: 128,
+            n_ff: 128,
+            n_head: 1,
+            n_head_kv: 1,
+            ..Shape::preset("2b-4t").unwrap()
+        };
+        let gguf = Gguf::from_bytes(SharedBytes::new(synth::to_bytes(&shape, 1).unwrap())).unwrap();
+        let tokenizer = Tokenizer::from_gguf(&gguf, &Overrides::default()).unwrap();
+        assert_eq!(
+            (tokenizer.pre(), tokenizer.n_vocab(), tokenizer.adds_bos()),
+            ("llama-bpe", 128_256, true)
+        );
+        assert_eq!(
+            (tokenizer.bos(), tokenizer.eos(), tokenizer.eog()),
+            (Some(128_000), Some(128_001), [128_001, 128_009].as_slice())
+        );
+        assert!(
+            tokenizer
+                .chat_template()
+                .unwrap()
+                .contains("BITNETAssistant: ")
+        );
+        let text = "The people of the world have about 1234567 questions, don't they?\r\n\n  Grüße, 世界! 😀";
+        let ids = tokenizer.encode(text, true, true);
+        assert_eq!(tokenizer.decode(&ids[1..]), text.as_bytes());
+        assert!(
+            ids.len() < text.len() * 2 / 3,
+            "{} tokens for {} bytes",
+            ids.len(),
+            text.len()
+        );
+        let user = tokenizer.encode("User: Hi<|eot_id|>Assistant: ", true, true);
+        assert_eq!(user.iter().filter(|&&id| id == 128_009).count(), 1);
+    }
+
+    #[test]
+    fn spm_drops_the_blank_it_put_in_front() {
+        let tokenizer = tokenizer("tiny-silu");
+        assert_eq!(
+            (tokenizer.pre(), tokenizer.adds_bos(), tokenizer.eog()),
+            ("spm", true, [2].as_slice())
+        );
+        for text in [
+            "the people of",
+            " two",
+            "a</s>b",
+            "</s> c",
+            "Grüße 世界 😀\n",
+        ] {
+            let ids = tokenizer.encode(text, false, true);
+            assert_eq!(String::from_utf8(tokenizer.decode(&ids)).unwrap(), text);
+        }
+        assert_eq!(tokenizer.encode("a", true, true)[0], 1);
+    }
+
+    /// A megabyte without a blank must not take quadratic time.
+    #[test]
+    fn long_words_take_linear_time() {
+        let word: String = "thequickbrownfoxandtheotherone"
+            .chars()
+            .cycle()
+            .take(1 << 20)
+            .collect();
+        for preset in ["tiny", "tiny-silu"] {
+            let tokenizer = tokenizer(preset);
+            for text in [
+                word.clone(),
+                " ".repeat(1 << 20),
+                "\n".repeat(1 << 20),
+                "é".repeat(1 << 19),
+            ] {
+                let start = Instant::now();
+                let ids = tokenizer.encode(&text, false, true);
+                let took = start.elapsed();
+                assert!(took < Duration::from_secs(10), "{preset}: {took:?}");
+                assert_eq!(tokenizer.decode(&ids), text.as_bytes());
+            }
+        }
+    }
+}

@@ -183,3 +183,81 @@ impl PartialEq for Candidate {
 }
 
 impl Eq for Candidate {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synth::random::Rng;
+
+    /// Pieces over `a`, `b`, `c` with random scores, many of them equal.
+    fn spm(rng: &mut Rng) -> (Table, Spm) {
+        let mut table = Table::with_capacity(64);
+        let mut scores = Vec::new();
+        for n in 1..=3usize {
+            for code in 0..3usize.pow(n as u32) {
+                let piece: String = (0..n)
+                    .map(|i| ['a', 'b', 'c'][code / 3usize.pow(i as u32) % 3])
+                    .collect();
+                if n == 1 || rng.u64() % 2 == 0 {
+                    let id = table.push(piece.as_bytes());
+                    table.index(id);
+                    scores.push((rng.u64() % 5) as f32 - 7.0);
+                }
+            }
+        }
+        (table, Spm::new(scores, [None; 256], None, 3, false))
+    }
+
+    /// As the definition says, pair by pair.
+    fn merge_naively(spm: &Spm, table: &Table, text: &str) -> Vec<(usize, usize)> {
+        let mut pieces: Vec<(usize, usize)> = (0..text.len()).map(|i| (i, i + 1)).collect();
+        loop {
+            let mut best: Option<(f32, usize)> = None;
+            for i in 1..pieces.len() {
+                let Some(id) = table.find(&text.as_bytes()[pieces[i - 1].0..pieces[i].1]) else {
+                    continue;
+                };
+                let score = spm.scores[id as usize];
+                if best.is_none_or(|best| score > best.0) {
+                    best = Some((score, i));
+                }
+            }
+            let Some((_, i)) = best else {
+                return pieces;
+            };
+            pieces[i - 1].1 = pieces.remove(i).1;
+        }
+    }
+
+    #[test]
+    fn the_heap_merges_as_the_definition_says() {
+        let mut rng = Rng::new(1, 2);
+        for round in 0..400 {
+            let (table, spm) = spm(&mut rng);
+            let text: String = (0..1 + rng.u64() % 40)
+                .map(|_| ['a', 'b', 'c'][rng.u64() as usize % 3])
+                .collect();
+            assert_eq!(
+                spm.merge(&table, text.as_bytes()),
+                merge_naively(&spm, &table, &text),
+                "round {round}: {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn characters_without_a_piece_become_bytes_or_unknown() {
+        let (mut table, mut spm) = spm(&mut Rng::new(1, 2));
+        let mut ids = Vec::new();
+        spm.unknown = Some(99);
+        spm.encode(&table, "aé", &mut ids);
+        assert_eq!(ids.last(), Some(&99));
+        let bytes = [0xc3, 0xa9].map(|byte| (byte, table.push(&[byte])));
+        bytes
+            .iter()
+            .for_each(|&(byte, id)| spm.byte_tokens[byte as usize] = Some(id));
+        ids.clear();
+        spm.encode(&table, "é", &mut ids);
+        assert_eq!(ids, bytes.map(|byte| byte.1));
+    }
+}
