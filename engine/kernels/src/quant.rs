@@ -6,10 +6,15 @@
 #[derive(Clone, Debug)]
 pub struct QuantRows {
     cols: usize,
+    /// The rows begin at `start`, where a cache line does.
     values: Vec<i8>,
+    start: usize,
     scales: Vec<f32>,
     sums: Vec<i32>,
 }
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 
 /// One row of [`QuantRows`], to read.
 #[derive(Clone, Copy, Debug)]
@@ -36,18 +41,26 @@ pub struct QuantRowMut<'a> {
 impl QuantRows {
     /// `max_rows` rows of `cols` zeros. Up to `max_rows · cols` values, [`resize`](Self::resize) doesn't allocate.
     pub fn new(max_rows: usize, cols: usize) -> Self {
-        QuantRows {
+        let mut rows = QuantRows {
             cols,
-            values: vec![0; max_rows * cols],
-            scales: vec![1.0; max_rows],
-            sums: vec![0; max_rows],
-        }
+            values: Vec::new(),
+            start: 0,
+            scales: Vec::new(),
+            sums: Vec::new(),
+        };
+        rows.resize(max_rows, cols);
+        rows
     }
 
     /// Makes this `n_rows` rows of `cols`. What the rows hold afterwards is unspecified: fill them all.
     pub fn resize(&mut self, n_rows: usize, cols: usize) {
         self.cols = cols;
-        self.values.resize(n_rows * cols, 0);
+        self.values.resize(n_rows * cols + LINE_BYTES - 1, 0);
+        self.start = self
+            .values
+            .as_ptr()
+            .align_offset(LINE_BYTES)
+            .min(LINE_BYTES - 1);
         self.scales.resize(n_rows, 1.0);
         self.sums.resize(n_rows, 0);
     }
@@ -73,7 +86,7 @@ impl QuantRows {
     /// When `t` is not below [`len`](Self::len).
     pub fn row(&self, t: usize) -> QuantRow<'_> {
         QuantRow {
-            values: &self.values[t * self.cols..][..self.cols],
+            values: &self.values[self.start + t * self.cols..][..self.cols],
             scale: self.scales[t],
             sum: self.sums[t],
         }
@@ -81,7 +94,7 @@ impl QuantRows {
 
     /// All rows in order, to fill.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = QuantRowMut<'_>> {
-        let rows = self.values.chunks_exact_mut(self.cols.max(1));
+        let rows = self.values[self.start..].chunks_exact_mut(self.cols.max(1));
         let facts = self.scales.iter_mut().zip(&mut self.sums);
         rows.zip(facts)
             .map(|(values, (scale, sum))| QuantRowMut { values, scale, sum })

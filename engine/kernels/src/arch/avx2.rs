@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::finish;
+use super::{PREFETCH_BYTES, finish};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 use crate::{QuantRow, QuantRows};
 
@@ -18,6 +18,8 @@ const CHUNK: usize = 10;
 /// Rows and tokens of a tile: nine accumulators, three codes, one activation of sixteen registers.
 const ROWS: usize = 3;
 const TOKENS: usize = 3;
+/// From so many tokens on, unpacking rows to memory pays.
+const PANEL_FROM: usize = 12;
 /// Tokens whose sums wait on the stack while a chunk of unpacked rows meets them all.
 const PANEL: usize = 96;
 
@@ -25,13 +27,16 @@ const PANEL: usize = 96;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
     let row_bytes = x.cols() / 4;
-    if x.len() <= TOKENS {
+    if x.len() < PANEL_FROM {
         for (r, codes) in codes.chunks_exact(row_bytes).enumerate() {
-            match x.len() {
+            let whole = x.len() - x.len() % TOKENS;
+            for t in (0..whole).step_by(TOKENS) {
+                few::<TOKENS>(codes, scale, x, t, r, out);
+            }
+            match x.len() - whole {
                 0 => {}
-                1 => few::<1>(codes, scale, x, r, out),
-                2 => few::<2>(codes, scale, x, r, out),
-                _ => few::<3>(codes, scale, x, r, out),
+                1 => few::<1>(codes, scale, x, whole, r, out),
+                _ => few::<2>(codes, scale, x, whole, r, out),
             }
         }
         return;
@@ -51,17 +56,25 @@ pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&m
     }
 }
 
-/// Row `r` with all `T` tokens, unpacked in registers.
+/// Row `r` with the `T` tokens from `t` on, unpacked in registers.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn few<const T: usize>(codes: &[u8], scale: f32, x: &QuantRows, r: usize, out: &mut [&mut [f32]]) {
-    let tokens: [QuantRow<'_>; T] = std::array::from_fn(|t| x.row(t));
+fn few<const T: usize>(
+    codes: &[u8],
+    scale: f32,
+    x: &QuantRows,
+    t: usize,
+    r: usize,
+    out: &mut [&mut [f32]],
+) {
+    let tokens: [QuantRow<'_>; T] = std::array::from_fn(|i| x.row(t + i));
     let blocks: &[Packed] = codes.as_chunks().0;
     let activations: [&[Activations]; T] = tokens.map(|x| &x.values.as_chunks().0[..blocks.len()]);
     let mut sums = [_mm256_setzero_si256(); T];
     for first in (0..blocks.len()).step_by(CHUNK) {
         let mut wide = [_mm256_setzero_si256(); T];
         for i in first..blocks.len().min(first + CHUNK) {
+            prefetch(&blocks[i]);
             let codes = unpack(load_bytes(&blocks[i]));
             for (wide, x) in wide.iter_mut().zip(activations) {
                 *wide = _mm256_add_epi16(*wide, block_products(codes, &x[i]));
@@ -71,7 +84,7 @@ fn few<const T: usize>(codes: &[u8], scale: f32, x: &QuantRows, r: usize, out: &
             *sum = _mm256_add_epi32(*sum, widened(wide));
         }
     }
-    for ((x, sum), out) in tokens.iter().zip(sums).zip(out) {
+    for ((x, sum), out) in tokens.iter().zip(sums).zip(&mut out[t..]) {
         out[r] = finish(sum_i32(sum), x.sum, x.scale, scale);
     }
 }
@@ -504,4 +517,15 @@ fn integers(x: __m256i) -> Block {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn eight_integers(x: __m128i) -> __m256 {
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))
+}
+
+/// Asks for the bytes that a walk over weights reaches a little later.
+/// The intrinsic needs `unsafe` in older compilers only.
+#[inline]
+#[allow(unused_unsafe)]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn prefetch(here: &[u8]) {
+    let there = here.as_ptr().wrapping_add(PREFETCH_BYTES);
+    // SAFETY: a prefetch of any address is allowed; it reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(there.cast()) };
 }

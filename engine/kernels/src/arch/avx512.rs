@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::finish;
 use super::tiles::token_panel;
+use super::{PREFETCH_BYTES, finish};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 use crate::{QuantRow, QuantRows};
 
@@ -361,4 +361,15 @@ fn integers(x: __m256i) -> Block {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn sixteen_integers(x: __m128i) -> __m512 {
     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))
+}
+
+/// Asks for the bytes that a walk over weights reaches a little later.
+/// The intrinsic needs `unsafe` in older compilers only.
+#[inline]
+#[allow(unused_unsafe)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) fn prefetch(here: &[u8]) {
+    let there = here.as_ptr().wrapping_add(PREFETCH_BYTES);
+    // SAFETY: a prefetch of any address is allowed; it reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(there.cast()) };
 }

@@ -8,7 +8,7 @@ pub(super) use super::avx2::{
     q4_0_matmul, q4_0_row, q6_k_matmul, q6_k_row, q8_0_matmul, q8_0_row, quantize, relu2_mul,
     rms_norm, silu_mul, store_f16,
 };
-use super::avx2::{load_activations, load_bytes, sum_i32, unpack};
+use super::avx2::{load_activations, load_bytes, prefetch, sum_i32, unpack};
 use super::finish;
 use super::tiles::token_panel;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};

@@ -37,8 +37,6 @@ pub(super) mod exp {
 
 macro_rules! float_kernels {
     ($(#[$isa:meta])*) => {
-        use std::ops::Range as Dims;
-
         use super::lanes::{self, padded};
         use crate::{Attend, QuantRowMut};
 
@@ -195,8 +193,8 @@ macro_rules! float_kernels {
             }
         }
 
-        attend_kernel!(attend_f16, u16, load_f16_part, $(#[$isa])*);
-        attend_kernel!(attend_f32, f32, load_part, $(#[$isa])*);
+        attend_kernel!(attend_f16, u16, load_f16, load_f16_part, $(#[$isa])*);
+        attend_kernel!(attend_f32, f32, load, load_part, $(#[$isa])*);
 
         dense_kernel!(f32_matmul, f32_row, f32_unit, 32, 128, $(#[$isa])*);
         dense_kernel!(f16_matmul, f16_row, f16_unit, 32, 64, $(#[$isa])*);
@@ -207,81 +205,121 @@ macro_rules! float_kernels {
     };
 }
 
-/// Attention over a cache of `$element`, loaded by `$load_part`.
+/// Attention over a cache of `$element`, loaded by `$load`, or `$load_part` at the end of a head that isn't a multiple of 32.
 macro_rules! attend_kernel {
-    ($attend:ident, $element:ty, $load_part:ident, $(#[$isa:meta])*) => {
+    ($attend:ident, $element:ty, $load:ident, $load_part:ident, $(#[$isa:meta])*) => {
         $(#[$isa])*
         pub(super) fn $attend(a: Attend<'_, $element>) {
             /// Positions whose values stay in the first-level cache while all heads use them.
             const POSITIONS: usize = 32;
+            type Lanes = [$element; 32];
 
-            /// The scores of `N` heads; each key is loaded once for them.
+            /// `scores[h][p]` of `N` heads of `B` blocks; each key is loaded once for them.
             #[inline]
             $(#[$isa])*
-            fn score<const N: usize>(q: [&[f32]; N], k: &[$element], scale: f32, scores: &mut [f32]) {
-                let n_pos = scores.len() / N;
-                for (p, k) in k.chunks_exact(q[0].len()).enumerate() {
+            fn score<const N: usize, const B: usize>(q: &[f32], k: &[$element], scale: f32, scores: &mut [f32]) {
+                let q: &[[[f32; 32]; B]] = q.as_chunks().0.as_chunks().0;
+                let k: &[[Lanes; B]] = k.as_chunks().0.as_chunks().0;
+                let q: &[[[f32; 32]; B]; N] = q.try_into().expect("q holds N heads");
+                let mut rows = scores.chunks_exact_mut(k.len());
+                let scores: [&mut [f32]; N] = std::array::from_fn(|_| rows.next().expect("a row per head"));
+                for (p, k) in k.iter().enumerate() {
                     let mut dots = [splat(0.0); N];
-                    for (i, k) in k.chunks(32).enumerate() {
-                        let k = $load_part(k);
-                        for (dot, q) in dots.iter_mut().zip(q) {
-                            *dot = fma(load_part(&q[32 * i..]), k, *dot);
+                    for b in 0..B {
+                        let k = $load(&k[b]);
+                        for h in 0..N {
+                            dots[h] = fma(load(&q[h][b]), k, dots[h]);
                         }
                     }
-                    for (h, dot) in dots.into_iter().enumerate() {
-                        scores[h * n_pos + p] = sum(dot) * scale;
+                    for h in 0..N {
+                        scores[h][p] = sum(dots[h]) * scale;
                     }
                 }
             }
 
-            /// Adds the weighted values of some positions, in their order, to up to 32 dimensions of `N` heads.
+            /// Adds the weighted values of some positions, in their order, to `N` heads of `B` blocks.
             #[inline]
             $(#[$isa])*
-            fn weigh<const N: usize>(weights: [&[f32]; N], v: &[$element], dims: Dims<usize>, out: &mut [f32]) {
-                let head_dim = out.len() / N;
-                let mut sums = [splat(0.0); N];
-                for (sum, out) in sums.iter_mut().zip(out.chunks_exact(head_dim)) {
-                    *sum = load_part(&out[dims.clone()]);
-                }
-                for (p, v) in v.chunks_exact(head_dim).enumerate() {
-                    let v = $load_part(&v[dims.clone()]);
-                    for (sum, weights) in sums.iter_mut().zip(weights) {
-                        *sum = fma(splat(weights[p]), v, *sum);
+            fn weigh<const N: usize, const B: usize>(weights: [&[f32]; N], v: &[$element], out: &mut [f32]) {
+                let v: &[[Lanes; B]] = v.as_chunks().0.as_chunks().0;
+                let out: &mut [[[f32; 32]; B]] = out.as_chunks_mut().0.as_chunks_mut().0;
+                let out: &mut [[[f32; 32]; B]; N] = out.try_into().expect("out holds N heads");
+                for b in 0..B {
+                    let mut sums = [splat(0.0); N];
+                    for h in 0..N {
+                        sums[h] = load(&out[h][b]);
                     }
-                }
-                for (sum, out) in sums.into_iter().zip(out.chunks_exact_mut(head_dim)) {
-                    store_part(sum, &mut out[dims.clone()]);
+                    for (p, v) in v.iter().enumerate() {
+                        let v = $load(&v[b]);
+                        for h in 0..N {
+                            sums[h] = fma(splat(weights[h][p]), v, sums[h]);
+                        }
+                    }
+                    for h in 0..N {
+                        store(sums[h], &mut out[h][b]);
+                    }
                 }
             }
 
-            let Attend { q, k, v, head_dim, n_pos, scale, scores, out } = a;
-            let n_q = q.len() / head_dim;
-            let grouped = n_q - n_q % GROUP;
-            let q_head = |h: usize| &q[h * head_dim..][..head_dim];
-            for h in (0..grouped).step_by(GROUP) {
-                let q: [&[f32]; GROUP] = std::array::from_fn(|i| q_head(h + i));
-                score(q, k, scale, &mut scores[h * n_pos..(h + GROUP) * n_pos]);
-            }
-            for h in grouped..n_q {
-                score([q_head(h)], k, scale, &mut scores[h * n_pos..(h + 1) * n_pos]);
-            }
-            for scores in scores.chunks_exact_mut(n_pos) {
-                softmax(scores);
-            }
-
-            out.fill(0.0);
-            for (i, v) in v.chunks(POSITIONS * head_dim).enumerate() {
-                let weights = |h: usize| &scores[h * n_pos + i * POSITIONS..][..v.len() / head_dim];
-                for dim in (0..head_dim).step_by(32) {
-                    let dims = dim..head_dim.min(dim + 32);
-                    for h in (0..grouped).step_by(GROUP) {
-                        let weights: [&[f32]; GROUP] = std::array::from_fn(|i| weights(h + i));
-                        weigh(weights, v, dims.clone(), &mut out[h * head_dim..(h + GROUP) * head_dim]);
+            /// Heads of `B` blocks, `GROUP` at a time.
+            $(#[$isa])*
+            fn heads<const B: usize>(a: Attend<'_, $element>) {
+                let Attend { q, k, v, head_dim, n_pos, scale, scores, out } = a;
+                let n_q = q.len() / head_dim;
+                let grouped = n_q - n_q % GROUP;
+                let (group_q, rest_q) = q.split_at(grouped * head_dim);
+                let (group_scores, rest_scores) = scores.split_at_mut(grouped * n_pos);
+                let groups = group_scores.chunks_exact_mut(GROUP * n_pos);
+                for (q, scores) in group_q.chunks_exact(GROUP * head_dim).zip(groups) {
+                    score::<GROUP, B>(q, k, scale, scores);
+                }
+                let rest = rest_scores.chunks_exact_mut(n_pos);
+                for (q, scores) in rest_q.chunks_exact(head_dim).zip(rest) {
+                    score::<1, B>(q, k, scale, scores);
+                }
+                for weights in scores.chunks_exact_mut(n_pos) {
+                    softmax(weights);
+                }
+                out.fill(0.0);
+                let (group_out, rest_out) = out.split_at_mut(grouped * head_dim);
+                for (i, v) in v.chunks(POSITIONS * head_dim).enumerate() {
+                    let weights = |h: usize| &scores[h * n_pos + i * POSITIONS..][..v.len() / head_dim];
+                    for (g, out) in group_out.chunks_exact_mut(GROUP * head_dim).enumerate() {
+                        weigh::<GROUP, B>(std::array::from_fn(|h| weights(g * GROUP + h)), v, out);
                     }
-                    for h in grouped..n_q {
-                        weigh([weights(h)], v, dims.clone(), &mut out[h * head_dim..(h + 1) * head_dim]);
+                    for (h, out) in rest_out.chunks_exact_mut(head_dim).enumerate() {
+                        weigh::<1, B>([weights(grouped + h)], v, out);
                     }
                 }
+            }
+
+            /// The same for heads of any dimension, one by one.
+            $(#[$isa])*
+            fn any_heads(a: Attend<'_, $element>) {
+                let heads = a.q.chunks_exact(a.head_dim).zip(a.out.chunks_exact_mut(a.head_dim));
+                for ((q, out), weights) in heads.zip(a.scores.chunks_exact_mut(a.n_pos)) {
+                    for (k, score) in a.k.chunks_exact(a.head_dim).zip(&mut *weights) {
+                        let mut dot = splat(0.0);
+                        for (q, k) in q.chunks(32).zip(k.chunks(32)) {
+                            dot = fma(load_part(q), $load_part(k), dot);
+                        }
+                        *score = sum(dot) * a.scale;
+                    }
+                    softmax(weights);
+                    out.fill(0.0);
+                    for (weight, v) in weights.iter().zip(a.v.chunks_exact(a.head_dim)) {
+                        for (out, v) in out.chunks_mut(32).zip(v.chunks(32)) {
+                            store_part(fma(splat(*weight), $load_part(v), load_part(out)), out);
+                        }
+                    }
+                }
+            }
+
+            match a.head_dim {
+                64 => heads::<2>(a),
+                96 => heads::<3>(a),
+                128 => heads::<4>(a),
+                _ => any_heads(a),
             }
         }
     };
@@ -314,6 +352,7 @@ macro_rules! dense_kernel {
                 let (units, rest) = row.as_chunks::<$bytes>();
                 let whole: [&[[f32; 32]]; N] = x.map(|x| &x.as_chunks().0[..units.len() * BLOCKS]);
                 for (u, unit) in units.iter().enumerate() {
+                    prefetch(unit);
                     for (b, block) in $decode(unit).into_iter().enumerate() {
                         for (dot, x) in dots.iter_mut().zip(whole) {
                             *dot = fma(load(&x[u * BLOCKS + b]), block, *dot);

@@ -2,7 +2,7 @@
 //!
 //! `tiled_matmul!` expects at the place of use: `ROWS` and `TOKENS` of a tile for many tokens; `CHAINS`, how many sums a single
 //! row keeps per token so that additions don't wait for each other; `Lanes`, i32 lanes with `no_lanes`, `add_lanes`,
-//! `sum_lanes`; and `step(rows, x, i, sums)`, which adds the products of block `i` to `sums[t][r]`.
+//! `sum_lanes`; `prefetch`; and `step(rows, x, i, sums)`, which adds the products of block `i` to `sums[t][r]`.
 
 /// Bytes of activations that should stay in the second-level cache while all rows pass by.
 const PANEL_BYTES: usize = 256 << 10;
@@ -95,6 +95,9 @@ macro_rules! tiled_matmul {
             let mut sums = [[[no_lanes(); R]; T]; S];
             let whole = blocks - blocks % S;
             for i in (0..whole).step_by(S) {
+                if R == 1 {
+                    all[i..i + S].iter().step_by(2).for_each(|block| prefetch(block));
+                }
                 for (s, sums) in sums.iter_mut().enumerate() {
                     step(rows, activations, i + s, sums);
                 }
