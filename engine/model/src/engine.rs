@@ -4,7 +4,7 @@
 //! frames). Channels are bounded; a server that stops reading stops the engine. End of file on the reader ends [`run`].
 
 use std::io::{self, Read, Write};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -318,22 +318,26 @@ pub fn run(
     )?;
     drop(ends);
 
-    let (mut name, mut result) = end.recv().unwrap_or(("engine", Ok(())));
-    if name == "reader" && result.is_ok() {
-        // End of file: let the scheduler finish its step, but don't insist.
-        match end.recv_timeout(END_WAIT) {
-            Ok(next) => (name, result) = next,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(()),
+    loop {
+        match end.recv() {
+            // The scheduler has dropped its end of the events; its own result follows.
+            Ok(("writer", Ok(()))) => {}
+            // End of file: let the scheduler finish its step, but don't insist.
+            Ok(("reader", Ok(()))) => {
+                let _ = end.recv_timeout(END_WAIT);
+                return Ok(());
+            }
+            Ok((_, result)) => {
+                // The last events, `failed` among them, are on their way.
+                let began = Instant::now();
+                while !writer.is_finished() && began.elapsed() < END_WAIT {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                return result;
+            }
+            Err(_) => return Ok(()),
         }
     }
-    if name == "scheduler" {
-        // Its last events, `failed` among them, are on their way.
-        let begun = Instant::now();
-        while !writer.is_finished() && begun.elapsed() < END_WAIT {
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-    result
 }
 
 /// Tells [`run`] that a thread has ended, also when it panics.
