@@ -7,19 +7,28 @@
 mod app;
 mod auth;
 pub mod backend;
+mod chat;
 mod clock;
+mod completion;
 mod config;
 mod error;
 mod front;
+mod generate;
 mod health;
 mod metrics;
 mod model;
 mod page;
+mod prompt;
+mod props;
 mod reply;
+mod request;
 mod routes;
 mod serve;
+mod stop;
+mod stream;
 mod template;
 mod timeout;
+mod tokens;
 
 pub use app::App;
 pub use config::{ApiKeys, Cors, ServerConfig};

@@ -1,8 +1,10 @@
 //! The model as the HTTP side knows it: facts, tokenizer, chat template, name.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bitnet_model::facts::ModelFacts;
+use bitnet_model::tokenizer::{Detokenizer, Tokenizer};
 
 use crate::config::ServerConfig;
 use crate::template::{ChatTemplate, TemplateError, TemplateFacts};
@@ -11,6 +13,8 @@ use crate::template::{ChatTemplate, TemplateError, TemplateFacts};
 pub struct ModelCard {
     /// The header's facts.
     pub facts: ModelFacts,
+    /// The vocabulary; its chat template is the model's.
+    pub tokenizer: Arc<Tokenizer>,
     /// Path as given, or a name for an embedded model.
     pub path: String,
     /// Seconds since 1970 at which the file was last changed; for `/v1/models`.
@@ -33,14 +37,20 @@ pub(crate) struct Model {
     /// The name in replies: the alphabetically first alias, else the path's file name.
     pub(crate) id: String,
     pub(crate) template: ChatTemplate,
+    /// Empty where the vocabulary has no such token.
+    pub(crate) bos_text: String,
+    /// Empty where the vocabulary has no such token.
+    pub(crate) eos_text: String,
+    show_control: bool,
 }
 
 impl Model {
     pub(crate) fn new(card: ModelCard, config: &ServerConfig) -> Result<Self, TemplateError> {
+        let tokenizer = &card.tokenizer;
         let facts = TemplateFacts {
             architecture: card.facts.architecture.name(),
-            model_template: None,
-            has_eot_id: true,
+            model_template: tokenizer.chat_template(),
+            has_eot_id: tokenizer.token_id("<|eot_id|>").is_some(),
         };
         let template = ChatTemplate::choose(config.chat_template.as_deref(), facts)?;
         tracing::info!("chat template: {}", template.source());
@@ -50,7 +60,55 @@ impl Model {
             .min()
             .cloned()
             .unwrap_or_else(|| file_name(&card.path));
-        Ok(Model { card, id, template })
+        let text_of = |token: Option<u32>| match token {
+            Some(token) => String::from_utf8_lossy(tokenizer.piece(token)).into_owned(),
+            None => String::new(),
+        };
+        let (bos_text, eos_text) = (text_of(tokenizer.bos()), text_of(tokenizer.eos()));
+        Ok(Model {
+            id,
+            template,
+            bos_text,
+            eos_text,
+            show_control: config.special,
+            card,
+        })
+    }
+
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.card.tokenizer
+    }
+
+    /// Turns generated tokens into text.
+    pub(crate) fn detokenizer(&self) -> Detokenizer {
+        Detokenizer::new(Arc::clone(&self.card.tokenizer)).render_special(self.show_control)
+    }
+
+    /// Text of a prompt, control tokens included.
+    pub(crate) fn text_with_specials(&self, tokens: &[u32]) -> String {
+        String::from_utf8_lossy(&self.card.tokenizer.decode(tokens)).into_owned()
+    }
+
+    /// Text of a prompt as it was given.
+    pub(crate) fn text_without_bos(&self, tokens: &[u32]) -> String {
+        match (self.card.tokenizer.bos(), tokens) {
+            (Some(bos), [first, rest @ ..]) if *first == bos => self.text_with_specials(rest),
+            _ => self.text_with_specials(tokens),
+        }
+    }
+
+    /// llama.cpp's number: 1 SentencePiece, 2 byte-level BPE.
+    pub(crate) fn vocab_type(&self) -> u32 {
+        if self.card.tokenizer.pre() == "spm" {
+            1
+        } else {
+            2
+        }
+    }
+
+    /// Storage of the weights, `I2_S`.
+    pub(crate) fn file_type(&self) -> String {
+        self.card.facts.ternary_type.to_string()
     }
 }
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::handler::Handler;
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::{front, health, metrics, page};
+use crate::{completion, front, health, metrics, page, props, tokens};
 
 /// Routes other llama-servers have and this one answers with 501, and why.
 const NOT_SUPPORTED: &[(&[&str], &str)] = &[
@@ -59,7 +59,20 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     };
     let mut table = table
         .get(&["/health", "/v1/health"], health::health)
-        .get(&["/metrics"], metrics::metrics);
+        .get(&["/metrics"], metrics::metrics)
+        .get(&["/slots"], props::slots)
+        .get(&["/models", "/v1/models"], props::models)
+        .get(&["/props"], props::props)
+        .post(&["/props"], props::set_props)
+        .post(&["/completion", "/completions"], completion::native)
+        .post(&["/v1/completions"], completion::text)
+        .post(
+            &["/chat/completions", "/v1/chat/completions"],
+            completion::chat,
+        )
+        .post(&["/apply-template"], completion::apply_template)
+        .post(&["/tokenize"], tokens::tokenize)
+        .post(&["/detokenize"], tokens::detokenize);
     for (paths, why) in NOT_SUPPORTED {
         table = table.not_supported(paths, why);
     }
@@ -91,6 +104,19 @@ impl Table {
             self.router = self
                 .router
                 .route(&format!("{}{path}", self.prefix), get(handler.clone()));
+        }
+        self
+    }
+
+    fn post<H, T>(mut self, paths: &[&str], handler: H) -> Self
+    where
+        H: Handler<T, Arc<App>>,
+        T: 'static,
+    {
+        for path in paths {
+            self.router = self
+                .router
+                .route(&format!("{}{path}", self.prefix), post(handler.clone()));
         }
         self
     }

@@ -472,7 +472,7 @@ mod tests {
             ("{{ messages[0].content.strip() }}", "Be brief."),
             (
                 "{{ messages[0].get('x', 'y') }}{{ messages[1].content.startswith('H') }}",
-                "ytrue",
+                "yTrue",
             ),
             (
                 "{% for k, v in messages[1].items() %}{{ k }}={{ v }};{% endfor %}",
@@ -498,7 +498,7 @@ mod tests {
             ("{{ 'hELLO wORLD' | capitalize }}", "Hello world"),
             (
                 "{{ messages is iterable }}{{ nothing is defined }}{{ none is none }}",
-                "truefalsetrue",
+                "TrueFalseTrue",
             ),
             ("{% if true %}\n  a\n  {% endif %}\nb", "  a\nb"),
         ] {

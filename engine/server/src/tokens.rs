@@ -1,0 +1,92 @@
+//! `POST /tokenize` and `/detokenize`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use crate::app::App;
+use crate::completion::RawBody;
+use crate::error::ApiError;
+use crate::model::Model;
+use crate::prompt;
+use crate::reply;
+use crate::request::{Fields, expected};
+
+/// `{content, add_special, parse_special, with_pieces}` to `{tokens}`.
+pub(crate) async fn tokenize(
+    State(app): State<Arc<App>>,
+    body: RawBody,
+) -> Result<Response, ApiError> {
+    let model = app.ready()?;
+    let answer = app
+        .prepare(move || tokens_of(&body.object()?, &model))
+        .await?;
+    Ok(reply::ok(&answer))
+}
+
+/// `{tokens}` to `{content}`.
+pub(crate) async fn detokenize(
+    State(app): State<Arc<App>>,
+    body: RawBody,
+) -> Result<Response, ApiError> {
+    let model = app.ready()?;
+    let answer = app
+        .prepare(move || text_of(&body.object()?, &model))
+        .await?;
+    Ok(reply::ok(&answer))
+}
+
+fn tokens_of(body: &Map<String, Value>, model: &Model) -> Result<Value, ApiError> {
+    let fields = Fields(body);
+    let add_special = fields.bool("add_special")?.unwrap_or(false);
+    let parse_special = fields.bool("parse_special")?.unwrap_or(true);
+    let with_pieces = fields.bool("with_pieces")?.unwrap_or(false);
+    let tokens = match fields.get(&["content"]) {
+        None => Vec::new(),
+        Some((_, Value::String(text))) => {
+            model.tokenizer().encode(text, add_special, parse_special)
+        }
+        Some((name, Value::Array(items))) => {
+            let special = prompt::Special {
+                add: add_special,
+                parse: parse_special,
+            };
+            prompt::mixed(name, items, model, special)?
+        }
+        Some((name, other)) => {
+            return Err(ApiError::field(
+                name,
+                expected("a string or an array", other),
+            ));
+        }
+    };
+    Ok(match with_pieces {
+        false => json!({ "tokens": tokens }),
+        true => {
+            json!({ "tokens": tokens.iter().map(|id| with_piece(*id, model)).collect::<Vec<_>>() })
+        }
+    })
+}
+
+/// The piece is a string where it is UTF-8, else its bytes.
+fn with_piece(id: u32, model: &Model) -> Value {
+    let bytes = model.tokenizer().piece(id);
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!({ "id": id, "piece": text }),
+        Err(_) => json!({ "id": id, "piece": bytes }),
+    }
+}
+
+fn text_of(body: &Map<String, Value>, model: &Model) -> Result<Value, ApiError> {
+    let tokens = Fields(body)
+        .array("tokens")?
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let tokens: Vec<u32> = tokens
+        .iter()
+        .map(|id| prompt::token_id("tokens", id, model))
+        .collect::<Result<_, _>>()?;
+    Ok(json!({ "content": model.text_with_specials(&tokens) }))
+}

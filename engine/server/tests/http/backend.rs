@@ -1,0 +1,218 @@
+//! A backend that says what the test tells it to, one token at a time.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bitnet_model::protocol::{Finish, TokenProbs};
+use bitnet_server::backend::{
+    Backend, BackendCounters, BackendState, CancelOnDrop, Job, JobEvent, JobHandle, Refused,
+    SlotView,
+};
+use tokio::sync::mpsc::{self, UnboundedSender};
+
+/// What every job answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Script {
+    /// Then the end.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) finish: Finish,
+    /// Prompt tokens said to be cached.
+    pub(crate) cached: usize,
+    pub(crate) prefill: Duration,
+    pub(crate) per_token: Duration,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Script {
+            tokens: Vec::new(),
+            finish: Finish::Eos,
+            cached: 0,
+            prefill: Duration::ZERO,
+            per_token: Duration::ZERO,
+        }
+    }
+}
+
+pub(crate) struct ScriptedBackend {
+    pub(crate) script: Mutex<Script>,
+    pub(crate) state: Mutex<BackendState>,
+    /// Jobs as they came.
+    pub(crate) jobs: Mutex<Vec<Job>>,
+    pub(crate) cancelled: Arc<AtomicUsize>,
+    /// Refuse further jobs while this many run.
+    pub(crate) queue: usize,
+    pub(crate) slots: usize,
+    running: Arc<AtomicUsize>,
+    next_id: AtomicU64,
+    steps: Arc<AtomicU64>,
+}
+
+impl ScriptedBackend {
+    pub(crate) fn new(slots: usize, queue: usize) -> Arc<Self> {
+        Arc::new(ScriptedBackend {
+            script: Mutex::new(Script::default()),
+            state: Mutex::new(BackendState::Ready),
+            jobs: Mutex::new(Vec::new()),
+            cancelled: Arc::new(AtomicUsize::new(0)),
+            queue,
+            slots,
+            running: Arc::new(AtomicUsize::new(0)),
+            next_id: AtomicU64::new(0),
+            steps: Arc::new(AtomicU64::new(0)),
+        })
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn last_job(&self) -> Job {
+        self.jobs
+            .lock()
+            .unwrap()
+            .last()
+            .cloned()
+            .expect("a job was submitted")
+    }
+}
+
+impl Backend for ScriptedBackend {
+    fn state(&self) -> BackendState {
+        self.state.lock().unwrap().clone()
+    }
+
+    fn submit(&self, job: Job) -> Result<JobHandle, Refused> {
+        if self.state() != BackendState::Ready {
+            return Err(Refused::NotReady(self.state()));
+        }
+        if self.running() >= self.queue {
+            return Err(Refused::QueueFull(self.queue));
+        }
+        self.jobs.lock().unwrap().push(job.clone());
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let (sender, events) = mpsc::unbounded_channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let play = Play {
+            script: self.script.lock().unwrap().clone(),
+            job,
+            sender,
+            stop: Arc::clone(&stop),
+            steps: Arc::clone(&self.steps),
+        };
+        let running = Arc::clone(&self.running);
+        let ended = Arc::new(AtomicBool::new(false));
+        let has_ended = Arc::clone(&ended);
+        thread::spawn(move || {
+            play.run();
+            has_ended.store(true, Ordering::SeqCst);
+            running.fetch_sub(1, Ordering::SeqCst);
+        });
+        let cancelled = Arc::clone(&self.cancelled);
+        let cancel = CancelOnDrop::new(move || {
+            if !ended.load(Ordering::SeqCst) {
+                cancelled.fetch_add(1, Ordering::SeqCst);
+            }
+            stop.store(true, Ordering::SeqCst);
+        });
+        Ok(JobHandle {
+            id: self.next_id.fetch_add(1, Ordering::SeqCst),
+            events,
+            cancel,
+        })
+    }
+
+    fn slots(&self) -> Vec<SlotView> {
+        let busy = self.running();
+        let job = self.jobs.lock().unwrap().last().cloned();
+        let view = |id| SlotView {
+            id,
+            processing: id < busy,
+            state: if id < busy { 3 } else { 0 },
+            job: job.as_ref().map(|_| 7),
+            sampling: job.as_ref().map(|job| job.sampling.clone()),
+            ..SlotView::default()
+        };
+        (0..self.slots).map(view).collect()
+    }
+
+    fn counters(&self) -> BackendCounters {
+        BackendCounters {
+            processing: self.running(),
+            decode_steps: self.steps.load(Ordering::SeqCst),
+            ..BackendCounters::default()
+        }
+    }
+}
+
+struct Play {
+    script: Script,
+    job: Job,
+    sender: UnboundedSender<JobEvent>,
+    stop: Arc<AtomicBool>,
+    steps: Arc<AtomicU64>,
+}
+
+impl Play {
+    fn run(self) {
+        let Script {
+            tokens,
+            finish,
+            cached,
+            prefill,
+            per_token,
+        } = &self.script;
+        let total = self.job.prompt.len();
+        let cached = (*cached).min(total - 1);
+        let progress = |processed, ms| JobEvent::Prefill {
+            slot: 0,
+            total,
+            cached,
+            processed,
+            ms,
+        };
+        let _ = self.sender.send(progress(cached, 0.0));
+        if !self.pause(*prefill) {
+            return;
+        }
+        let _ = self.sender.send(progress(total, 4.0));
+        let limit = self.job.max_tokens.map_or(usize::MAX, |n| n as usize);
+        for token in tokens.iter().take(limit) {
+            if !self.pause(*per_token) {
+                return;
+            }
+            self.steps.fetch_add(1, Ordering::SeqCst);
+            let probs = (self.job.sampling.n_probs > 0).then(|| TokenProbs {
+                logprob: -0.5,
+                top: (0..self.job.sampling.n_probs)
+                    .map(|i| (*token, -0.5 - i as f32))
+                    .collect(),
+            });
+            let _ = self.sender.send(JobEvent::Token {
+                token: *token,
+                probs,
+                at: Instant::now(),
+            });
+        }
+        let finish = if tokens.len() >= limit {
+            Finish::Limit
+        } else {
+            finish.clone()
+        };
+        let _ = self.sender.send(JobEvent::Done {
+            finish,
+            shifted: false,
+        });
+    }
+
+    /// False when cancelled meanwhile.
+    fn pause(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        while Instant::now() < until && !self.stop.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1).min(time));
+        }
+        !self.stop.load(Ordering::SeqCst)
+    }
+}
