@@ -1,6 +1,6 @@
 //! A raw HTTP/1.1 client: what is written is what is sent.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
