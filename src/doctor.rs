@@ -1,14 +1,374 @@
 //! `bitnet-launch doctor`: what this machine offers, what would be chosen and why, and what to improve.
 
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::net::IpAddr;
 use std::process::ExitCode;
 
-use crate::cli::DoctorArgs;
+use bitnet_model::protocol::{KvType, ModelSource};
+use serde_json::{Value, json};
 
-/// Prints the report.
+use crate::cli::DoctorArgs;
+use crate::host::{CpuSet, Host};
+use crate::plan::{Choice, Plan, Warning, mb};
+use crate::settings::{Dialect, Settings, environment};
+use crate::startup::{self, Prepared};
+
+/// Prints the report: exit code 0 if the model could be served, 1 if not.
 ///
 /// # Errors
 /// When settings can't be read.
 pub(crate) fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let _ = args;
-    Ok(ExitCode::SUCCESS)
+    let settings = Settings::read(args.serve.flags, &environment(), Dialect::Launch)?;
+    let report = Report::new(settings);
+    let mut out = io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{:#}", report.json())?,
+        false => report.table(&mut out)?,
+    }
+    Ok(ExitCode::from(u8::from(report.outcome.is_err())))
+}
+
+struct Report {
+    settings: Settings,
+    host: Host,
+    outcome: anyhow::Result<Prepared>,
+    warnings: Vec<Warning>,
+}
+
+impl Report {
+    fn new(settings: Settings) -> Report {
+        let outcome = startup::prepare(&settings);
+        let host = match &outcome {
+            Ok(prepared) => prepared.host.clone(),
+            Err(_) => Host::detect(),
+        };
+        let mut warnings = host_warnings(&host);
+        warnings.extend(settings_warnings(&settings));
+        if let Ok(prepared) = &outcome {
+            warnings.extend(prepared.plan.warnings.iter().cloned());
+        }
+        Report {
+            settings,
+            host,
+            outcome,
+            warnings,
+        }
+    }
+
+    fn table(&self, out: &mut impl Write) -> io::Result<()> {
+        section(out, "Machine", &machine_rows(&self.host))?;
+        section(out, "Limits", &limit_rows(&self.host))?;
+        section(out, "Kernels", &[("available", list(&self.host.kernels))])?;
+        match &self.outcome {
+            Ok(prepared) => {
+                section(out, "Model", &model_rows(prepared, &self.settings))?;
+                section(out, "Plan", &plan_rows(&prepared.plan))?;
+            }
+            Err(error) => {
+                writeln!(out, "\nPlan\n  error: {error:#}")?;
+                if let Some(hint) = startup::hint(error) {
+                    writeln!(out, "  hint: {hint}")?;
+                }
+            }
+        }
+        writeln!(out, "\nTo improve")?;
+        if self.warnings.is_empty() && self.settings.warnings.is_empty() {
+            writeln!(out, "  nothing")?;
+        }
+        for warning in &self.settings.warnings {
+            writeln!(out, "  - {warning}")?;
+        }
+        for Warning { what, todo } in &self.warnings {
+            writeln!(out, "  - {what}\n    {todo}")?;
+        }
+        Ok(())
+    }
+
+    fn json(&self) -> Value {
+        let warnings: Vec<Value> = self
+            .warnings
+            .iter()
+            .map(|w| json!({"what": w.what, "todo": w.todo}))
+            .collect();
+        let (model, plan, error) = match &self.outcome {
+            Ok(prepared) => (model_json(prepared, &self.settings), plan_json(&prepared.plan), Value::Null),
+            Err(error) => {
+                let error = json!({"message": format!("{error:#}"), "hint": startup::hint(error)});
+                (Value::Null, Value::Null, error)
+            }
+        };
+        json!({
+            "version": crate::VERSION,
+            "host": host_json(&self.host),
+            "kernels": self.host.kernels.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "model": model,
+            "plan": plan,
+            "error": error,
+            "settings_warnings": self.settings.warnings,
+            "warnings": warnings,
+        })
+    }
+}
+
+type Row = (&'static str, String);
+
+fn section(out: &mut impl Write, title: &str, rows: &[Row]) -> io::Result<()> {
+    let first = if title == "Machine" { "" } else { "\n" };
+    writeln!(out, "{first}{title}")?;
+    rows.iter().try_for_each(|(name, value)| writeln!(out, "  {name:<18} {value}"))
+}
+
+/// What is unknown says so.
+fn known<T: Display>(value: Option<T>) -> String {
+    value.map_or_else(|| "unknown".to_owned(), |value| value.to_string())
+}
+
+fn yes_no(value: Option<bool>) -> String {
+    known(value.map(|yes| if yes { "yes" } else { "no" }))
+}
+
+fn list<T: Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn megabytes(bytes: Option<u64>) -> String {
+    known(bytes.map(|bytes| format!("{} MB", mb(bytes))))
+}
+
+fn machine_rows(host: &Host) -> Vec<Row> {
+    let (cpu, topology, memory) = (&host.cpu, &host.topology, &host.memory);
+    let hybrid = match topology.hybrid() {
+        true => " (performance and efficiency cores)",
+        false => "",
+    };
+    let caches: Vec<String> = topology
+        .caches
+        .iter()
+        .map(|cache| {
+            let kind = cache.kind.chars().next().filter(|kind| *kind != 'U');
+            let size = format!("L{}{} {} KB", cache.level, kind.map_or(String::new(), |k| k.to_lowercase().to_string()), cache.bytes >> 10);
+            cache.count.map_or(size.clone(), |count| format!("{count} x {size}"))
+        })
+        .collect();
+    let mut rows = vec![
+        ("processor", known(cpu.model.clone())),
+        ("vendor", known(cpu.vendor.clone())),
+        ("architecture", cpu.arch.to_owned()),
+        ("instruction sets", known(cpu.features.as_ref().map(|features| features.join(" ")))),
+        ("virtual machine", yes_no(cpu.hypervisor)),
+        ("physical cores", format!("{}{hybrid}", known(topology.physical_cores()))),
+        ("logical CPUs", known(topology.online().map(|online| online.len()))),
+        ("SMT", yes_no(topology.smt())),
+        ("sockets", known(topology.packages())),
+        ("NUMA nodes", known(topology.numa_nodes)),
+        ("caches", known(Some(caches.join(", ")).filter(|text| !text.is_empty()))),
+        ("governor", known(topology.governor.clone())),
+        ("memory", format!("{}, {} available", megabytes(memory.total_bytes), megabytes(memory.available_bytes))),
+        ("swap in use", megabytes(memory.swap_used_bytes)),
+        ("huge pages", known(memory.huge_pages.clone())),
+    ];
+    rows.extend(cpu.emulator.clone().map(|emulator| ("emulated by", emulator)));
+    rows
+}
+
+fn limit_rows(host: &Host) -> Vec<Row> {
+    let limits = &host.limits;
+    vec![
+        ("container", host.container.clone().unwrap_or_else(|| "none seen".to_owned())),
+        ("control groups", known(limits.version.map(|version| format!("version {version}")))),
+        ("affinity mask", known(host.affinity.as_ref())),
+        ("cpuset", limits.cpuset.as_ref().map_or_else(|| "none".to_owned(), CpuSet::to_string)),
+        ("allowed CPUs", known(host.allowed_cpus())),
+        (
+            "CPU quota",
+            limits.quota.as_ref().map_or_else(|| "none".to_owned(), |q| format!("{q} ({})", q.at.display())),
+        ),
+        (
+            "memory limit",
+            limits
+                .memory
+                .as_ref()
+                .map_or_else(|| "none".to_owned(), |m| format!("{} MB ({})", m.bytes >> 20, m.at.display())),
+        ),
+    ]
+}
+
+fn model_rows(prepared: &Prepared, settings: &Settings) -> Vec<Row> {
+    let facts = &prepared.facts;
+    vec![
+        ("file", format!("{} ({})", startup::described(&settings.model.value), settings.model.source)),
+        ("name", known(facts.name.clone())),
+        ("architecture", facts.architecture.to_string()),
+        ("parameters", facts.size_label()),
+        ("context", format!("{} tokens", facts.context_length)),
+        ("ternary weights", format!("{} MB as {}", mb(facts.weight_bytes), facts.ternary_type)),
+        ("output head", format!("{} MB as {}", mb(facts.head_bytes), facts.head_type)),
+    ]
+}
+
+fn plan_rows(plan: &Plan) -> Vec<Row> {
+    let cpus = |cpus: &Vec<usize>| {
+        let set: CpuSet = cpus.iter().copied().collect();
+        format!("{} on CPUs {set}", cpus.len())
+    };
+    vec![
+        ("kernel", because(&plan.kernel, ToString::to_string)),
+        ("threads", because(&plan.decode_cpus, cpus)),
+        ("prompt threads", because(&plan.prefill_cpus, cpus)),
+        ("pinned", because(&plan.pin, |pin| yes_no(Some(*pin)))),
+        ("slots", because(&plan.slots, ToString::to_string)),
+        ("context per slot", because(&plan.slot_context, |n| format!("{n} tokens"))),
+        ("prompt step", because(&plan.prefill_batch, |n| format!("{n} tokens"))),
+        ("cache type", because(&plan.kv_type, |kv| kv_name(*kv).to_owned())),
+        ("memory", plan.memory.to_string()),
+    ]
+}
+
+fn because<T>(choice: &Choice<T>, text: impl Fn(&T) -> String) -> String {
+    format!("{} ({})", text(&choice.value), choice.because)
+}
+
+fn kv_name(kv_type: KvType) -> &'static str {
+    match kv_type {
+        KvType::F16 => "f16",
+        KvType::F32 => "f32",
+    }
+}
+
+fn host_json(host: &Host) -> Value {
+    let (cpu, topology, limits, memory) = (&host.cpu, &host.topology, &host.limits, &host.memory);
+    let text = |set: Option<&CpuSet>| set.map(CpuSet::to_string);
+    let caches: Vec<Value> = topology
+        .caches
+        .iter()
+        .map(|c| json!({"level": c.level, "type": c.kind, "bytes": c.bytes, "count": c.count}))
+        .collect();
+    json!({
+        "cpu": {
+            "arch": cpu.arch, "vendor": cpu.vendor, "model": cpu.model, "features": cpu.features,
+            "hypervisor": cpu.hypervisor, "emulator": cpu.emulator,
+        },
+        "topology": {
+            "physical_cores": topology.physical_cores(), "logical_cpus": topology.online().map(|o| o.len()),
+            "smt": topology.smt(), "hybrid": topology.hybrid(), "packages": topology.packages(),
+            "numa_nodes": topology.numa_nodes, "governor": topology.governor, "caches": caches,
+        },
+        "limits": {
+            "container": host.container, "cgroup_version": limits.version,
+            "affinity": text(host.affinity.as_ref()), "cpuset": text(limits.cpuset.as_ref()),
+            "allowed_cpus": text(host.allowed_cpus().as_ref()),
+            "quota_cpus": limits.quota.as_ref().map(|q| q.cpus()),
+            "memory_limit_bytes": limits.memory.as_ref().map(|m| m.bytes),
+        },
+        "memory": {
+            "total_bytes": memory.total_bytes, "available_bytes": memory.available_bytes,
+            "swap_total_bytes": memory.swap_total_bytes, "swap_used_bytes": memory.swap_used_bytes,
+            "huge_pages": memory.huge_pages,
+        },
+    })
+}
+
+fn model_json(prepared: &Prepared, settings: &Settings) -> Value {
+    let facts = &prepared.facts;
+    let path = settings.model_path().map(|path| path.display().to_string());
+    json!({
+        "path": path, "source": settings.model.source.to_string(), "name": facts.name,
+        "architecture": facts.architecture.to_string(), "parameters": facts.n_params,
+        "context_length": facts.context_length, "file_bytes": facts.file_bytes,
+        "notes": facts.notes,
+    })
+}
+
+fn plan_json(plan: &Plan) -> Value {
+    fn choice<T>(choice: &Choice<T>, value: Value) -> Value {
+        json!({"value": value, "because": choice.because.to_string()})
+    }
+    let memory = &plan.memory;
+    json!({
+        "kernel": choice(&plan.kernel, json!(plan.kernel.value.to_string())),
+        "decode_cpus": choice(&plan.decode_cpus, json!(plan.decode_cpus.value)),
+        "prefill_cpus": choice(&plan.prefill_cpus, json!(plan.prefill_cpus.value)),
+        "pin": choice(&plan.pin, json!(plan.pin.value)),
+        "slots": choice(&plan.slots, json!(plan.slots.value)),
+        "slot_context": choice(&plan.slot_context, json!(plan.slot_context.value)),
+        "prefill_batch": choice(&plan.prefill_batch, json!(plan.prefill_batch.value)),
+        "kv_type": choice(&plan.kv_type, json!(kv_name(plan.kv_type.value))),
+        "mlock": choice(&plan.mlock, json!(plan.mlock.value)),
+        "memory": {
+            "weights_bytes": memory.weights_bytes, "kv_bytes": memory.kv_bytes,
+            "buffers_bytes": memory.buffers_bytes, "program_bytes": memory.program_bytes,
+            "total_bytes": memory.total_bytes(), "budget_bytes": memory.budget.as_ref().map(|b| b.bytes),
+        },
+    })
+}
+
+/// What the machine could do better.
+fn host_warnings(host: &Host) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let mut warn = |what: String, todo: &str| warnings.push(Warning::new(what, todo));
+    if let Some(emulator) = &host.cpu.emulator {
+        warn(
+            format!("this CPU is emulated by {emulator}"),
+            "everything is many times slower than on the real one; enable hardware virtualisation",
+        );
+    }
+    if host.cpu.arch == "x86_64" && host.cpu.has("avx2") == Some(false) {
+        let todo = "plain code is used, several times slower; in a virtual machine, pass the host's CPU through";
+        warn("this CPU, or what the virtual machine shows of it, has no AVX2".to_owned(), todo);
+    }
+    if host.memory.swap_used_bytes.is_some_and(|used| used > 64 << 20) {
+        warn(
+            format!("{} of swap are in use", megabytes(host.memory.swap_used_bytes)),
+            "weights that are swapped out stop the answers; free memory, or serve with `--mlock`",
+        );
+    }
+    if host.memory.huge_pages.as_deref() == Some("never") {
+        let todo = "`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled` speeds up reading the weights";
+        warn("transparent huge pages are off".to_owned(), todo);
+    }
+    if host.topology.governor.as_deref() == Some("powersave") && host.cpu.vendor.as_deref() != Some("GenuineIntel") {
+        let todo = "`cpupower frequency-set -g performance` lets the cores run at full clock";
+        warn("the frequency governor is powersave".to_owned(), todo);
+    }
+    if host.topology.numa_nodes.is_some_and(|nodes| nodes > 1) {
+        warn(
+            format!("{} NUMA nodes: threads that read another node's memory are slower", known(host.topology.numa_nodes)),
+            "start one server per node, such as `numactl -N 0 -m 0 bitnet-launch --port 8081`",
+        );
+    }
+    if let Some(quota) = host.limits.quota.as_ref().filter(|quota| quota.cpus().fract() > 0.01) {
+        warn(
+            format!("a CPU quota of {quota} is no whole number of CPUs"),
+            "threads are rounded down to stay unthrottled; give whole CPUs, or better a cpuset",
+        );
+    }
+    warnings
+}
+
+/// What the settings could do better.
+fn settings_warnings(settings: &Settings) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    if settings.model.value == ModelSource::Demo {
+        warnings.push(Warning::new(
+            "no model is named: the tiny demo model would be served",
+            "`bitnet-launch -m FILE.gguf`, or MODEL_PATH",
+        ));
+    }
+    let open = settings.hosts.value.iter().any(|host| is_open(host));
+    if open && settings.api_keys.value.is_empty() {
+        warnings.push(Warning::new(
+            format!("open to the network without a key (address from {})", settings.hosts.source),
+            "set LLAMA_API_KEY or `--api-key-file`, or listen on 127.0.0.1",
+        ));
+    }
+    warnings
+}
+
+/// Reachable from elsewhere, as far as the address tells.
+fn is_open(host: &str) -> bool {
+    if host.ends_with(".sock") || host == "localhost" {
+        return false;
+    }
+    host.parse::<IpAddr>().map_or(true, |address| !address.is_loopback())
 }
