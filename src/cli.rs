@@ -121,8 +121,8 @@ pub(crate) struct HealthArgs {
 /// Flags of `synth`.
 #[derive(Debug, Args)]
 pub(crate) struct SynthArgs {
-    /// Shape of the model: 2b-4t, or tiny ones for tests
-    #[arg(long)]
+    /// Shape of the model; 2b-4t is a twin of Microsoft's official file
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(bitnet_model::synth::Shape::names()))]
     pub shape: String,
     /// Same seed, same file
     #[arg(long, default_value_t = 1)]

@@ -92,7 +92,11 @@ impl Report {
             .map(|w| json!({"what": w.what, "todo": w.todo}))
             .collect();
         let (model, plan, error) = match &self.outcome {
-            Ok(prepared) => (model_json(prepared, &self.settings), plan_json(&prepared.plan), Value::Null),
+            Ok(prepared) => (
+                model_json(prepared, &self.settings),
+                plan_json(&prepared.plan),
+                Value::Null,
+            ),
             Err(error) => {
                 let error = json!({"message": format!("{error:#}"), "hint": startup::hint(error)});
                 (Value::Null, Value::Null, error)
@@ -116,7 +120,8 @@ type Row = (&'static str, String);
 fn section(out: &mut impl Write, title: &str, rows: &[Row]) -> io::Result<()> {
     let first = if title == "Machine" { "" } else { "\n" };
     writeln!(out, "{first}{title}")?;
-    rows.iter().try_for_each(|(name, value)| writeln!(out, "  {name:<18} {value}"))
+    rows.iter()
+        .try_for_each(|(name, value)| writeln!(out, "  {name:<18} {value}"))
 }
 
 /// What is unknown says so.
@@ -129,7 +134,11 @@ fn yes_no(value: Option<bool>) -> String {
 }
 
 fn list<T: Display>(items: &[T]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    items
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn megabytes(bytes: Option<u64>) -> String {
@@ -147,49 +156,96 @@ fn machine_rows(host: &Host) -> Vec<Row> {
         .iter()
         .map(|cache| {
             let kind = cache.kind.chars().next().filter(|kind| *kind != 'U');
-            let size = format!("L{}{} {} KB", cache.level, kind.map_or(String::new(), |k| k.to_lowercase().to_string()), cache.bytes >> 10);
-            cache.count.map_or(size.clone(), |count| format!("{count} x {size}"))
+            let size = format!(
+                "L{}{} {} KB",
+                cache.level,
+                kind.map_or(String::new(), |k| k.to_lowercase().to_string()),
+                cache.bytes >> 10
+            );
+            cache
+                .count
+                .map_or(size.clone(), |count| format!("{count} x {size}"))
         })
         .collect();
     let mut rows = vec![
         ("processor", known(cpu.model.clone())),
         ("vendor", known(cpu.vendor.clone())),
         ("architecture", cpu.arch.to_owned()),
-        ("instruction sets", known(cpu.features.as_ref().map(|features| features.join(" ")))),
+        (
+            "instruction sets",
+            known(cpu.features.as_ref().map(|features| features.join(" "))),
+        ),
         ("virtual machine", yes_no(cpu.hypervisor)),
-        ("physical cores", format!("{}{hybrid}", known(topology.physical_cores()))),
-        ("logical CPUs", known(topology.online().map(|online| online.len()))),
+        (
+            "physical cores",
+            format!("{}{hybrid}", known(topology.physical_cores())),
+        ),
+        (
+            "logical CPUs",
+            known(topology.online().map(|online| online.len())),
+        ),
         ("SMT", yes_no(topology.smt())),
         ("sockets", known(topology.packages())),
         ("NUMA nodes", known(topology.numa_nodes)),
-        ("caches", known(Some(caches.join(", ")).filter(|text| !text.is_empty()))),
+        (
+            "caches",
+            known(Some(caches.join(", ")).filter(|text| !text.is_empty())),
+        ),
         ("governor", known(topology.governor.clone())),
-        ("memory", format!("{}, {} available", megabytes(memory.total_bytes), megabytes(memory.available_bytes))),
+        (
+            "memory",
+            format!(
+                "{}, {} available",
+                megabytes(memory.total_bytes),
+                megabytes(memory.available_bytes)
+            ),
+        ),
         ("swap in use", megabytes(memory.swap_used_bytes)),
         ("huge pages", known(memory.huge_pages.clone())),
     ];
-    rows.extend(cpu.emulator.clone().map(|emulator| ("emulated by", emulator)));
+    rows.extend(
+        cpu.emulator
+            .clone()
+            .map(|emulator| ("emulated by", emulator)),
+    );
     rows
 }
 
 fn limit_rows(host: &Host) -> Vec<Row> {
     let limits = &host.limits;
     vec![
-        ("container", host.container.clone().unwrap_or_else(|| "none seen".to_owned())),
-        ("control groups", known(limits.version.map(|version| format!("version {version}")))),
+        (
+            "container",
+            host.container
+                .clone()
+                .unwrap_or_else(|| "none seen".to_owned()),
+        ),
+        (
+            "control groups",
+            known(limits.version.map(|version| format!("version {version}"))),
+        ),
         ("affinity mask", known(host.affinity.as_ref())),
-        ("cpuset", limits.cpuset.as_ref().map_or_else(|| "none".to_owned(), CpuSet::to_string)),
+        (
+            "cpuset",
+            limits
+                .cpuset
+                .as_ref()
+                .map_or_else(|| "none".to_owned(), CpuSet::to_string),
+        ),
         ("allowed CPUs", known(host.allowed_cpus())),
         (
             "CPU quota",
-            limits.quota.as_ref().map_or_else(|| "none".to_owned(), |q| format!("{q} ({})", q.at.display())),
+            limits.quota.as_ref().map_or_else(
+                || "none".to_owned(),
+                |q| format!("{q} ({})", q.at.display()),
+            ),
         ),
         (
             "memory limit",
-            limits
-                .memory
-                .as_ref()
-                .map_or_else(|| "none".to_owned(), |m| format!("{} MB ({})", m.bytes >> 20, m.at.display())),
+            limits.memory.as_ref().map_or_else(
+                || "none".to_owned(),
+                |m| format!("{} MB ({})", m.bytes >> 20, m.at.display()),
+            ),
         ),
     ]
 }
@@ -197,13 +253,26 @@ fn limit_rows(host: &Host) -> Vec<Row> {
 fn model_rows(prepared: &Prepared, settings: &Settings) -> Vec<Row> {
     let facts = &prepared.facts;
     vec![
-        ("file", format!("{} ({})", startup::described(&settings.model.value), settings.model.source)),
+        (
+            "file",
+            format!(
+                "{} ({})",
+                startup::described(&settings.model.value),
+                settings.model.source
+            ),
+        ),
         ("name", known(facts.name.clone())),
         ("architecture", facts.architecture.to_string()),
         ("parameters", facts.size_label()),
         ("context", format!("{} tokens", facts.context_length)),
-        ("ternary weights", format!("{} MB as {}", mb(facts.weight_bytes), facts.ternary_type)),
-        ("output head", format!("{} MB as {}", mb(facts.head_bytes), facts.head_type)),
+        (
+            "ternary weights",
+            format!("{} MB as {}", mb(facts.weight_bytes), facts.ternary_type),
+        ),
+        (
+            "output head",
+            format!("{} MB as {}", mb(facts.head_bytes), facts.head_type),
+        ),
     ]
 }
 
@@ -218,9 +287,18 @@ fn plan_rows(plan: &Plan) -> Vec<Row> {
         ("prompt threads", because(&plan.prefill_cpus, cpus)),
         ("pinned", because(&plan.pin, |pin| yes_no(Some(*pin)))),
         ("slots", because(&plan.slots, ToString::to_string)),
-        ("context per slot", because(&plan.slot_context, |n| format!("{n} tokens"))),
-        ("prompt step", because(&plan.prefill_batch, |n| format!("{n} tokens"))),
-        ("cache type", because(&plan.kv_type, |kv| kv_name(*kv).to_owned())),
+        (
+            "context per slot",
+            because(&plan.slot_context, |n| format!("{n} tokens")),
+        ),
+        (
+            "prompt step",
+            because(&plan.prefill_batch, |n| format!("{n} tokens")),
+        ),
+        (
+            "cache type",
+            because(&plan.kv_type, |kv| kv_name(*kv).to_owned()),
+        ),
         ("memory", plan.memory.to_string()),
     ]
 }
@@ -315,11 +393,21 @@ fn host_warnings(host: &Host) -> Vec<Warning> {
     }
     if host.cpu.arch == "x86_64" && host.cpu.has("avx2") == Some(false) {
         let todo = "plain code is used, several times slower; in a virtual machine, pass the host's CPU through";
-        warn("this CPU, or what the virtual machine shows of it, has no AVX2".to_owned(), todo);
-    }
-    if host.memory.swap_used_bytes.is_some_and(|used| used > 64 << 20) {
         warn(
-            format!("{} of swap are in use", megabytes(host.memory.swap_used_bytes)),
+            "this CPU, or what the virtual machine shows of it, has no AVX2".to_owned(),
+            todo,
+        );
+    }
+    if host
+        .memory
+        .swap_used_bytes
+        .is_some_and(|used| used > 64 << 20)
+    {
+        warn(
+            format!(
+                "{} of swap are in use",
+                megabytes(host.memory.swap_used_bytes)
+            ),
             "weights that are swapped out stop the answers; free memory, or serve with `--mlock`",
         );
     }
@@ -327,17 +415,27 @@ fn host_warnings(host: &Host) -> Vec<Warning> {
         let todo = "`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled` speeds up reading the weights";
         warn("transparent huge pages are off".to_owned(), todo);
     }
-    if host.topology.governor.as_deref() == Some("powersave") && host.cpu.vendor.as_deref() != Some("GenuineIntel") {
+    if host.topology.governor.as_deref() == Some("powersave")
+        && host.cpu.vendor.as_deref() != Some("GenuineIntel")
+    {
         let todo = "`cpupower frequency-set -g performance` lets the cores run at full clock";
         warn("the frequency governor is powersave".to_owned(), todo);
     }
     if host.topology.numa_nodes.is_some_and(|nodes| nodes > 1) {
         warn(
-            format!("{} NUMA nodes: threads that read another node's memory are slower", known(host.topology.numa_nodes)),
+            format!(
+                "{} NUMA nodes: threads that read another node's memory are slower",
+                known(host.topology.numa_nodes)
+            ),
             "start one server per node, such as `numactl -N 0 -m 0 bitnet-launch --port 8081`",
         );
     }
-    if let Some(quota) = host.limits.quota.as_ref().filter(|quota| quota.cpus().fract() > 0.01) {
+    if let Some(quota) = host
+        .limits
+        .quota
+        .as_ref()
+        .filter(|quota| quota.cpus().fract() > 0.01)
+    {
         warn(
             format!("a CPU quota of {quota} is no whole number of CPUs"),
             "threads are rounded down to stay unthrottled; give whole CPUs, or better a cpuset",
@@ -358,7 +456,10 @@ fn settings_warnings(settings: &Settings) -> Vec<Warning> {
     let open = settings.hosts.value.iter().any(|host| is_open(host));
     if open && settings.api_keys.value.is_empty() {
         warnings.push(Warning::new(
-            format!("open to the network without a key (address from {})", settings.hosts.source),
+            format!(
+                "open to the network without a key (address from {})",
+                settings.hosts.source
+            ),
             "set LLAMA_API_KEY or `--api-key-file`, or listen on 127.0.0.1",
         ));
     }
@@ -370,5 +471,6 @@ fn is_open(host: &str) -> bool {
     if host.ends_with(".sock") || host == "localhost" {
         return false;
     }
-    host.parse::<IpAddr>().map_or(true, |address| !address.is_loopback())
+    host.parse::<IpAddr>()
+        .map_or(true, |address| !address.is_loopback())
 }

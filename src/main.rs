@@ -12,16 +12,16 @@ mod plan;
 mod serve;
 mod settings;
 mod startup;
+mod synth;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{CommandFactory, Parser};
 
-use cli::{Cli, ServeArgs, SynthArgs, Task};
+use cli::{Cli, ServeArgs, Task};
 use settings::{Dialect, Flags, Settings, SettingsError};
 
 /// Version of the program.
@@ -80,7 +80,7 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Some(Task::LlamaServer { argv }) => llama_server(argv),
         Some(Task::Doctor(args)) => doctor::run(args),
         Some(Task::Health(args)) => health::run(&args, &settings::environment()),
-        Some(Task::Synth(args)) => synth(&args),
+        Some(Task::Synth(args)) => synth::run(&args),
         Some(Task::Completions { shell }) => {
             clap_complete::generate(
                 shell,
@@ -149,9 +149,4 @@ fn llama_server(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Exit
     let settings = Settings::read(flags, &settings::environment(), Dialect::LlamaServer)?;
     logging::init(&settings)?;
     serve::run(settings)
-}
-
-fn synth(args: &SynthArgs) -> anyhow::Result<ExitCode> {
-    let _ = args;
-    anyhow::bail!("synth")
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use bitnet_model::protocol::{Activation, KvType, SamplerKind};
 use tracing::level_filters::LevelFilter;
 
-use super::{Affinity, KernelName, LIST_SEPARATOR, LogFormat, ModelSize, UseCase};
+use super::asked::LIST_SEPARATOR;
+use super::{Affinity, KernelName, LogFormat, ModelSize, UseCase};
 
 type Read<T> = Result<T, String>;
 

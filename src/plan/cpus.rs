@@ -1,0 +1,228 @@
+//! Which CPUs the threads run on, and whether they are pinned there.
+
+use std::collections::BTreeSet;
+
+use super::{Choice, PlanError, Reason, Warning};
+use crate::host::topology::{CoreKind, LogicalCpu};
+use crate::host::{CpuSet, Host};
+use crate::settings::{Affinity, Setting, Settings, Source};
+
+/// The allowed CPUs, ranked, and the bound on how many may be kept busy.
+pub(super) struct Cpus {
+    /// One per physical core, fast cores first; empty if nothing is known.
+    performance: Vec<usize>,
+    efficiency: Vec<usize>,
+    /// Second and further logical CPUs of the cores above.
+    siblings: Vec<usize>,
+    quota: Option<(usize, String)>,
+    asked: Option<Source>,
+}
+
+impl Cpus {
+    pub(super) fn new(host: &Host, settings: &Settings) -> Result<Cpus, PlanError> {
+        let allowed = host.allowed_cpus();
+        let mut asked = None;
+        let set = match (&settings.cpu_affinity.value, allowed) {
+            (Affinity::Cpus(wanted), Some(allowed)) => {
+                let outside = wanted.difference(&allowed);
+                let source_ = settings.cpu_affinity.source.clone();
+                if !outside.is_empty() {
+                    return Err(PlanError::Cpus {
+                        outside,
+                        source_,
+                        allowed,
+                    });
+                }
+                asked = Some(source_);
+                wanted.clone()
+            }
+            (Affinity::Cpus(wanted), None) => wanted.clone(),
+            (_, allowed) => allowed.unwrap_or_default(),
+        };
+        let quota = host.limits.quota.as_ref();
+        let mut cpus = Cpus {
+            performance: Vec::new(),
+            efficiency: Vec::new(),
+            siblings: Vec::new(),
+            quota: quota.map(|quota| (quota.threads(), quota.to_string())),
+            asked,
+        };
+        cpus.rank(host, &set);
+        Ok(cpus)
+    }
+
+    fn rank(&mut self, host: &Host, set: &CpuSet) {
+        let known = host.topology.cpus.iter().filter(|cpu| set.contains(cpu.id));
+        let mut ranked: Vec<&LogicalCpu> = known.collect();
+        ranked.sort_by_key(|cpu| (std::cmp::Reverse(cpu.capacity), cpu.id));
+        let mut cores = BTreeSet::new();
+        for cpu in &ranked {
+            match (cores.insert(cpu.core()), cpu.kind) {
+                (false, _) => self.siblings.push(cpu.id),
+                (true, CoreKind::Performance) => self.performance.push(cpu.id),
+                (true, CoreKind::Efficiency) => self.efficiency.push(cpu.id),
+            }
+        }
+        if ranked.is_empty() {
+            self.performance.extend(set.iter());
+        }
+    }
+
+    fn all(&self) -> Vec<usize> {
+        [&self.performance[..], &self.efficiency, &self.siblings].concat()
+    }
+
+    /// One thread per fast physical core, within the quota.
+    pub(super) fn decode(
+        &self,
+        asked: &Setting<Option<usize>>,
+        warnings: &mut Vec<Warning>,
+    ) -> Choice<Vec<usize>> {
+        if let Some(threads) = asked.value {
+            return self.asked_for(threads, &asked.source, warnings);
+        }
+        match (self.performance.is_empty(), self.efficiency.is_empty()) {
+            (false, false) => self.within_quota(
+                self.performance.clone(),
+                Reason::PerformanceCores {
+                    of_cores: self.performance.len() + self.efficiency.len(),
+                },
+            ),
+            _ => self.within_quota(self.cores(), self.one_per_core()),
+        }
+    }
+
+    /// One thread per physical core of either kind, within the quota; at least the decode threads.
+    pub(super) fn prefill(
+        &self,
+        asked: &Setting<Option<usize>>,
+        decode: &Choice<Vec<usize>>,
+        warnings: &mut Vec<Warning>,
+    ) -> Choice<Vec<usize>> {
+        let least = decode.value.len();
+        let mut choice = match asked.value {
+            Some(threads) if threads < least => {
+                warnings.push(Warning::new(
+                    format!(
+                        "{threads} threads for prompts ({}) are fewer than the {least} for tokens",
+                        asked.source
+                    ),
+                    format!("{least} are used; lower `--threads` as well"),
+                ));
+                return decode.clone();
+            }
+            Some(threads) => self.asked_for(threads, &asked.source, warnings),
+            None if matches!(
+                decode.because,
+                Reason::AskedFor(_) | Reason::AllAllowed { .. }
+            ) =>
+            {
+                return decode.clone();
+            }
+            None => self.within_quota(self.cores(), self.one_per_core()),
+        };
+        if choice.value.len() < least {
+            return decode.clone();
+        }
+        let others = choice
+            .value
+            .iter()
+            .filter(|cpu| !decode.value.contains(cpu));
+        let room = choice.value.len() - least;
+        choice.value = decode
+            .value
+            .iter()
+            .chain(others.take(room))
+            .copied()
+            .collect();
+        choice
+    }
+
+    fn cores(&self) -> Vec<usize> {
+        [&self.performance[..], &self.efficiency].concat()
+    }
+
+    fn one_per_core(&self) -> Reason {
+        match (&self.asked, self.cores().is_empty()) {
+            (_, true) => Reason::NothingKnown,
+            (asked, false) => Reason::OnePerCore {
+                logical: self.all().len(),
+                within: asked.clone(),
+            },
+        }
+    }
+
+    fn within_quota(&self, mut cpus: Vec<usize>, because: Reason) -> Choice<Vec<usize>> {
+        if cpus.is_empty() {
+            return Choice::new(vec![0], Reason::NothingKnown);
+        }
+        match &self.quota {
+            Some((threads, quota)) if *threads < cpus.len() => {
+                let cores = cpus.len();
+                cpus.truncate(*threads);
+                let quota = quota.clone();
+                Choice::new(cpus, Reason::QuotaLimits { quota, cores })
+            }
+            _ => Choice::new(cpus, because),
+        }
+    }
+
+    /// What was asked for, as far as there are CPUs: two busy threads on one CPU only slow each other down.
+    fn asked_for(
+        &self,
+        threads: usize,
+        source: &Source,
+        warnings: &mut Vec<Warning>,
+    ) -> Choice<Vec<usize>> {
+        let mut cpus = self.all();
+        if cpus.is_empty() {
+            return Choice::new((0..threads).collect(), Reason::AskedFor(source.clone()));
+        }
+        if threads > cpus.len() {
+            let count = cpus.len();
+            warnings.push(Warning::new(
+                format!("{threads} threads ({source}) are more than the {count} CPUs allowed"),
+                format!("{count} are used; ask for at most that many, or `auto`"),
+            ));
+            let asked = threads;
+            let source = source.clone();
+            return Choice::new(cpus, Reason::AllAllowed { asked, source });
+        }
+        if let Some((limit, quota)) = &self.quota
+            && threads > *limit
+        {
+            warnings.push(Warning::new(
+                format!("{threads} threads ({source}) under a quota of {quota} will be throttled"),
+                format!("`auto` takes {limit}"),
+            ));
+        }
+        cpus.truncate(threads);
+        Choice::new(cpus, Reason::AskedFor(source.clone()))
+    }
+}
+
+/// Pinning keeps threads off each other's cores, but two programs pinned to the same CPU halve each other: only CPUs
+/// that are likely ours alone are pinned to, and never under a quota, where the scheduler needs room to move.
+pub(super) fn choose_pin(host: &Host, settings: &Settings) -> Choice<bool> {
+    let asked = Reason::AskedFor(settings.cpu_affinity.source.clone());
+    match &settings.cpu_affinity.value {
+        Affinity::Cpus(_) => return Choice::new(true, asked),
+        Affinity::None => return Choice::new(false, asked),
+        Affinity::Auto => {}
+    }
+    if let Some(quota) = &host.limits.quota {
+        let quota = quota.to_string();
+        return Choice::new(false, Reason::QuotaMoves { quota });
+    }
+    match (host.allowed_cpus(), host.topology.online()) {
+        (Some(allowed), Some(online)) if allowed.len() < online.len() => {
+            let allowed = allowed.to_string();
+            Choice::new(true, Reason::GivenSet { allowed })
+        }
+        (Some(_), Some(_)) => match &host.container {
+            Some(mark) => Choice::new(false, Reason::SharedWithContainers { mark: mark.clone() }),
+            None => Choice::new(true, Reason::WholeMachine),
+        },
+        _ => Choice::new(false, Reason::NothingKnown),
+    }
+}

@@ -1,0 +1,271 @@
+//! How many slots of what context fit into memory.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use bitnet_model::facts::ModelFacts;
+use bitnet_model::protocol::KvType;
+
+use super::{Choice, PlanError, Reason, Warning};
+use crate::host::Host;
+use crate::settings::{Settings, UseCase};
+
+/// Tokens of context a slot gets at most when nobody asks for more.
+const SLOT_CONTEXT: usize = 4096;
+/// Contexts are shrunk in steps of this many tokens, down to one step.
+const CONTEXT_STEP: usize = 256;
+/// A slot with fewer tokens than this can't hold a question and an answer.
+pub(super) const SMALLEST_CONTEXT: usize = 16;
+/// Both processes without model and vocabulary.
+const PROGRAM_BYTES: u64 = 40 * MB;
+/// Tokenizer and its tables, per token of the vocabulary.
+const VOCABULARY_ENTRY_BYTES: u64 = 700;
+/// Share of the memory left to others, and its bounds.
+const HEADROOM_DIVISOR: u64 = 20;
+const HEADROOM_BYTES: std::ops::RangeInclusive<u64> = 16 * MB..=512 * MB;
+const MB: u64 = 1 << 20;
+
+/// Where the memory goes, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MemoryPlan {
+    /// All weights.
+    pub weights_bytes: u64,
+    /// Key/value cache of all slots, full.
+    pub kv_bytes: u64,
+    /// Activations, logits, attention scores.
+    pub buffers_bytes: u64,
+    /// Both processes, tokenizer included.
+    pub program_bytes: u64,
+    /// What there is; `None` if the machine doesn't say.
+    pub budget: Option<Budget>,
+}
+
+impl MemoryPlan {
+    /// All of it.
+    pub(crate) fn total_bytes(&self) -> u64 {
+        self.weights_bytes + self.kv_bytes + self.buffers_bytes + self.program_bytes
+    }
+
+    fn fits(&self) -> bool {
+        self.budget
+            .as_ref()
+            .is_none_or(|budget| self.total_bytes() <= budget.bytes)
+    }
+}
+
+/// Memory this program may plan with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Budget {
+    /// Bytes, headroom taken off.
+    pub bytes: u64,
+    /// Bytes left to others.
+    pub headroom_bytes: u64,
+    /// The limit's file; `None`: the machine's available memory.
+    pub limit: Option<PathBuf>,
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} MB at most ({} weights + {} key/value cache + {} buffers + {} program) of ",
+            mb(self.total_bytes()),
+            mb(self.weights_bytes),
+            mb(self.kv_bytes),
+            mb(self.buffers_bytes),
+            mb(self.program_bytes),
+        )?;
+        match &self.budget {
+            None => f.write_str("an unknown amount"),
+            Some(Budget { bytes, limit, .. }) => match limit {
+                Some(at) => write!(f, "{} MB under the limit in {}", mb(*bytes), at.display()),
+                None => write!(f, "{} MB available", mb(*bytes)),
+            },
+        }
+    }
+}
+
+pub(super) fn does_not_fit(memory: &MemoryPlan) -> String {
+    let budget = memory.budget.as_ref().map_or(0, |budget| budget.bytes);
+    format!(
+        "{} MB needed ({} weights + {} key/value cache + {} buffers + {} program), {} MB available{}",
+        mb(memory.total_bytes()),
+        mb(memory.weights_bytes),
+        mb(memory.kv_bytes),
+        mb(memory.buffers_bytes),
+        mb(memory.program_bytes),
+        mb(budget),
+        match memory
+            .budget
+            .as_ref()
+            .and_then(|budget| budget.limit.as_ref())
+        {
+            Some(at) => format!(" under the limit in {}", at.display()),
+            None => String::new(),
+        }
+    )
+}
+
+/// Megabytes, rounded up.
+pub(crate) fn mb(bytes: u64) -> u64 {
+    bytes.div_ceil(MB)
+}
+
+/// Sizes in bytes that depend on slots and context.
+pub(super) struct Sizes<'a> {
+    pub(super) facts: &'a ModelFacts,
+    pub(super) kv_type: KvType,
+    pub(super) batch: usize,
+    pub(super) threads: usize,
+    pub(super) budget: Option<Budget>,
+}
+
+impl Sizes<'_> {
+    pub(super) fn memory(&self, slots: usize, slot_context: usize) -> MemoryPlan {
+        let facts = self.facts;
+        let positions = (slots * slot_context) as u64;
+        let activations = self.batch * (8 * facts.n_embd + 4 * facts.n_ff);
+        let logits = (slots + 1) * facts.n_vocab;
+        let scores = self.threads * facts.n_head * slot_context;
+        MemoryPlan {
+            weights_bytes: facts.weight_bytes + facts.dense_bytes() + facts.vector_bytes,
+            kv_bytes: positions * facts.kv_bytes_per_token(self.kv_type),
+            buffers_bytes: ((activations + logits + scores) * size_of::<f32>()) as u64,
+            program_bytes: PROGRAM_BYTES + facts.n_vocab as u64 * VOCABULARY_ENTRY_BYTES,
+            budget: self.budget.clone(),
+        }
+    }
+
+    fn fits(&self, slots: usize, slot_context: usize) -> bool {
+        self.memory(slots, slot_context).fits()
+    }
+}
+
+/// The tighter of the machine's available memory and the control groups' limits, less headroom.
+pub(super) fn budget(host: &Host) -> Option<Budget> {
+    let available = host.memory.available_bytes.or(host.memory.total_bytes);
+    let limit = host.limits.memory.as_ref();
+    let (bytes, limit) = match (available, limit) {
+        (Some(available), Some(limit)) if limit.bytes <= available => {
+            (limit.bytes, Some(limit.at.clone()))
+        }
+        (None, Some(limit)) => (limit.bytes, Some(limit.at.clone())),
+        (Some(available), _) => (available, None),
+        (None, None) => return None,
+    };
+    let headroom_bytes =
+        (bytes / HEADROOM_DIVISOR).clamp(*HEADROOM_BYTES.start(), *HEADROOM_BYTES.end());
+    Some(Budget {
+        bytes: bytes.saturating_sub(headroom_bytes),
+        headroom_bytes,
+        limit,
+    })
+}
+
+/// Slots shrink first, then the context; only values nobody asked for.
+pub(super) fn choose_slots(
+    sizes: &Sizes<'_>,
+    settings: &Settings,
+    warnings: &mut Vec<Warning>,
+) -> Result<(Choice<usize>, Choice<usize>), PlanError> {
+    let mut slots = wanted_slots(settings);
+    let mut context = wanted_context(sizes.facts, settings, warnings)?;
+    let (wanted_slots, wanted_context) = (slots.value, context.value);
+    if settings.parallel.value.is_none() {
+        while slots.value > 1 && !sizes.fits(slots.value, context.value) {
+            slots.value -= 1;
+        }
+    }
+    if settings.ctx_size.value.is_none() {
+        while context.value > CONTEXT_STEP && !sizes.fits(slots.value, context.value) {
+            context.value = (context.value - 1) / CONTEXT_STEP * CONTEXT_STEP;
+        }
+    }
+    let memory = sizes.memory(slots.value, context.value);
+    if !memory.fits() {
+        let todo = what_to_change(settings);
+        let memory = Box::new(memory);
+        return Err(PlanError::Memory { memory, todo });
+    }
+    let budget_mb = memory.budget.as_ref().map_or(0, |budget| mb(budget.bytes));
+    for (choice, wanted) in [(&mut slots, wanted_slots), (&mut context, wanted_context)] {
+        if choice.value < wanted {
+            choice.because = Reason::FitsMemory { wanted, budget_mb };
+        }
+    }
+    Ok((slots, context))
+}
+
+fn wanted_slots(settings: &Settings) -> Choice<usize> {
+    let automatic = match settings.use_case.value {
+        UseCase::HighPerformance => 8,
+        UseCase::Balanced => 4,
+        UseCase::MemoryEfficient => 1,
+    };
+    match settings.parallel.value {
+        Some(slots) => Choice::new(slots, Reason::AskedFor(settings.parallel.source.clone())),
+        None => Choice::new(automatic, Reason::of_use_case(&settings.use_case)),
+    }
+}
+
+/// Tokens per slot. `--ctx-size` with `--parallel` is the sum over all slots, as in llama-server.
+fn wanted_context(
+    facts: &ModelFacts,
+    settings: &Settings,
+    warnings: &mut Vec<Warning>,
+) -> Result<Choice<usize>, PlanError> {
+    let model = facts.context_length;
+    let source = &settings.ctx_size.source;
+    let Some(asked) = settings.ctx_size.value else {
+        let cap = match settings.use_case.value {
+            UseCase::MemoryEfficient => 2048,
+            UseCase::HighPerformance | UseCase::Balanced => SLOT_CONTEXT,
+        };
+        let because = match model > cap {
+            true => Reason::Capped { model },
+            false => Reason::ModelContext,
+        };
+        return Ok(Choice::new(model.min(cap), because));
+    };
+    let tokens = asked / settings.parallel.value.unwrap_or(1);
+    if tokens < SMALLEST_CONTEXT {
+        let source_ = source.clone();
+        return Err(PlanError::Context { tokens, source_ });
+    }
+    if tokens > model {
+        warnings.push(Warning::new(
+            format!(
+                "a context of {tokens} tokens per slot ({source}) is more than the model's {model}"
+            ),
+            format!("{model} are used, since beyond them the text falls apart"),
+        ));
+        return Ok(Choice::new(model, Reason::ModelContext));
+    }
+    let because = match settings.parallel.value {
+        Some(slots) => Reason::SharedContext {
+            asked,
+            slots,
+            source: source.clone(),
+        },
+        None => Reason::AskedFor(source.clone()),
+    };
+    Ok(Choice::new(tokens, because))
+}
+
+fn what_to_change(settings: &Settings) -> String {
+    let mut changes = Vec::new();
+    if settings.parallel.value.is_some() {
+        changes.push(format!("lower the slots ({})", settings.parallel.source));
+    }
+    if settings.ctx_size.value.is_some() {
+        changes.push(format!("lower the context ({})", settings.ctx_size.source));
+    }
+    if settings.batch_size.value.is_some_and(|batch| batch > 512) {
+        changes.push(format!("lower the batch ({})", settings.batch_size.source));
+    }
+    if settings.kv_type.value == KvType::F32 {
+        changes.push("use `--kv-type f16`".to_owned());
+    }
+    changes.push("free memory, raise the container's limit, or use a smaller model".to_owned());
+    changes.join("; ")
+}

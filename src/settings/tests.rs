@@ -1,0 +1,1 @@
+//! Sources, precedence, values.
