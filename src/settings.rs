@@ -191,7 +191,7 @@ pub(crate) struct Settings {
     pub cpu_affinity: Setting<Affinity>,
     /// What for.
     pub use_case: Setting<UseCase>,
-    /// Context in tokens; of each slot, or of all when `parallel` is set, too. `None` is automatic.
+    /// Context in tokens; of each slot, or of all when `parallel` is set, too. 0 is all of the model's, `None` automatic.
     pub ctx_size: Setting<Option<usize>>,
     /// Slots; `None` is automatic.
     pub parallel: Setting<Option<usize>>,
@@ -420,4 +420,4 @@ impl Settings {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

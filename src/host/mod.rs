@@ -208,4 +208,4 @@ fn container(root: &Root) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -106,12 +106,6 @@ impl Topology {
         Some(self.cpus.iter().map(|cpu| cpu.id).collect::<CpuSet>()).filter(|set| !set.is_empty())
     }
 
-    /// Physical cores that have a CPU in `set`.
-    pub(crate) fn cores_in(&self, set: &CpuSet) -> usize {
-        let cpus = self.cpus.iter().filter(|cpu| set.contains(cpu.id));
-        cpus.map(LogicalCpu::core).collect::<BTreeSet<_>>().len()
-    }
-
     /// Physical cores; `None` if no siblings are known.
     pub(crate) fn physical_cores(&self) -> Option<usize> {
         self.cpus.iter().any(|cpu| cpu.siblings.is_some()).then(|| {

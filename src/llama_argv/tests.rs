@@ -1,1 +1,164 @@
+//! The argument vectors of the callers we know, and the parsing rules.
 
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::settings::{Dialect, Environment, Settings};
+use bitnet_model::protocol::ModelSource;
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+fn flags(line: &str) -> Flags {
+    match parse(words(line)) {
+        Ok(Request::Serve(flags)) => flags,
+        other => panic!("`{line}` gave {other:?}"),
+    }
+}
+
+fn settings(line: &str) -> Settings {
+    Settings::read(flags(line), &Environment::new(), Dialect::LlamaServer).unwrap()
+}
+
+fn model() -> tempfile::NamedTempFile {
+    tempfile::NamedTempFile::with_suffix(".gguf").unwrap()
+}
+
+#[test]
+fn bitnet_cpps_script() {
+    let model = model();
+    let path = model.path().to_str().unwrap();
+    let s = settings(&format!(
+        "-m {path} -c 2048 -t 2 -n 4096 -ngl 0 --temp 0.8 --host 127.0.0.1 --port 8080 -cb -p Be_brief."
+    ));
+    assert_eq!(s.model.value, ModelSource::File(model.path().to_owned()));
+    assert_eq!(
+        (s.ctx_size.value, s.threads.value, s.n_predict.value),
+        (Some(2048), Some(2), Some(4096))
+    );
+    assert_eq!(
+        (s.port.value, s.hosts.value),
+        (8080, vec!["127.0.0.1".to_owned()])
+    );
+    assert_eq!(s.system_prompt.value.as_deref(), Some("Be_brief."));
+    assert!(s.warnings.is_empty(), "{:?}", s.warnings);
+}
+
+#[test]
+fn the_n8n_wrapper() {
+    let model = model();
+    let path = model.path().to_str().unwrap();
+    let s = settings(&format!(
+        "-m {path} -c 4096 -t 4 -ngl 0 --host 0.0.0.0 --port 8081 --metrics --slots --log-disable -cb --ctx-size 2048 \
+         --batch-size 512 --cache-reuse 256"
+    ));
+    assert_eq!(
+        (s.ctx_size.value, s.batch_size.value),
+        (Some(2048), Some(512))
+    );
+    assert_eq!(s.ctx_size.source.to_string(), "flag --ctx-size");
+    assert!(s.metrics.value && s.slots.value);
+    assert_eq!(
+        s.log_level.value,
+        Some(tracing::level_filters::LevelFilter::ERROR)
+    );
+    assert!(s.warnings.is_empty(), "{:?}", s.warnings);
+}
+
+#[test]
+fn the_old_launchers_documented_forms() {
+    let s = settings(
+        "--threads 8 --threads-batch 8 --ctx-size 4096 --batch-size 512 --no-mmap --mlock --numa --verbose",
+    );
+    assert_eq!(
+        (s.threads.value, s.threads_batch.value, s.mlock.value),
+        (Some(8), Some(8), true)
+    );
+    assert_eq!(s.warnings.len(), 2, "{:?}", s.warnings);
+}
+
+#[test]
+fn rules_of_the_original() {
+    let s = settings("--ctx_size 512 -c 1024 --top_k=5 --seed -1 -t -1 --n-predict=-1");
+    assert_eq!((s.ctx_size.value, s.sampling.top_k.value), (Some(1024), 5));
+    assert_eq!(
+        (s.sampling.seed.value, s.threads.value, s.n_predict.value),
+        (None, None, None)
+    );
+    assert_eq!(settings("").port.value, 8080);
+    let s = settings(
+        "-fa on --log-colors -fa --port 9 --numa distribute --log-colors off -fa auto --temp 0",
+    );
+    assert_eq!((s.port.value, s.sampling.temperature.value), (9, 0.0));
+    let s = settings("-C 0x2c --cache-type-k q8_0 -ngl 99");
+    assert_eq!(
+        s.cpu_affinity.value,
+        crate::settings::Affinity::Cpus("2-3,5".parse().unwrap())
+    );
+    assert_eq!(s.warnings.len(), 2, "{:?}", s.warnings);
+    let s = settings("--slots --no-slots -r User: -r A,B -lv 4 --host 1.2.3.4 --host ::1");
+    assert!(!s.slots.value);
+    assert_eq!(s.stop.value, ["User:", "A,B"]);
+    assert_eq!(s.hosts.value, ["::1"]);
+}
+
+#[test]
+fn errors_name_the_flag() {
+    for (line, wanted) in [
+        ("--treads 4", "invalid argument: --treads"),
+        ("model.gguf", "invalid argument: model.gguf"),
+        ("-c", "flag -c needs a value"),
+        ("-cb=1", "invalid argument: -cb=1"),
+        ("--metrics=1", "flag --metrics is `1`, expected no value"),
+        (
+            "-C zz",
+            "flag -C is `zz`, expected a hexadecimal mask of CPUs such as `0xf`",
+        ),
+        (
+            "--mmproj x",
+            "flag --mmproj can't be used: the model reads text only",
+        ),
+        ("-ctk i8", "flag -ctk is `i8`, expected `f16` or `f32`"),
+    ] {
+        assert_eq!(parse(words(line)).unwrap_err().to_string(), wanted);
+    }
+    let error =
+        Settings::read(flags("-c many"), &Environment::new(), Dialect::LlamaServer).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("flag -c is `many`, expected a number of tokens"),
+        "{error}"
+    );
+}
+
+#[test]
+fn help_and_version_win() {
+    assert!(matches!(
+        parse(words("-c 5 --version")),
+        Ok(Request::Version)
+    ));
+    assert!(matches!(parse(words("--usage")), Ok(Request::Help)));
+    let help = help();
+    for flag in FLAGS {
+        assert!(flag.names.iter().all(|name| help.contains(name)));
+    }
+}
+
+#[test]
+fn the_table_is_consistent() {
+    let mut seen = BTreeSet::new();
+    for flag in FLAGS {
+        for name in flag.names.iter().chain(flag.env) {
+            assert!(seen.insert(*name), "{name} twice");
+        }
+        if let Action::Set(key) | Action::SetTo(key, _) = flag.action {
+            assert!(keys::find(key).is_some(), "no setting {key}");
+        }
+        for variable in flag.env {
+            let of_a_setting = keys::KEYS.iter().any(|key| key.env.contains(variable));
+            assert!(!of_a_setting, "{variable} stands in both tables");
+        }
+    }
+}

@@ -227,6 +227,9 @@ fn wanted_context(
         };
         return Ok(Choice::new(model.min(cap), because));
     };
+    if asked == 0 {
+        return Ok(Choice::new(model, Reason::AskedFor(source.clone())));
+    }
     let tokens = asked / settings.parallel.value.unwrap_or(1);
     if tokens < SMALLEST_CONTEXT {
         let source_ = source.clone();

@@ -1,1 +1,472 @@
+//! Plans for the machines of the fixtures, and rules that hold on any machine.
 
+use std::collections::BTreeSet;
+
+use bitnet_model::gguf::Gguf;
+use bitnet_model::protocol::Overrides;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::host::cgroup::{MemoryLimit, Quota};
+use crate::host::tests::host;
+use crate::host::topology::{CoreKind, LogicalCpu};
+use crate::host::{Limits, Memory, Root, Topology};
+use crate::settings::tests::settings;
+
+/// Shapes and sizes of the official 2B-4T file.
+fn facts_2b() -> ModelFacts {
+    let gguf = Gguf::from_bytes(crate::demo::bytes()).unwrap();
+    let demo = ModelFacts::read(&gguf, &Overrides::default()).unwrap();
+    ModelFacts {
+        n_layer: 30,
+        n_embd: 2560,
+        n_ff: 6912,
+        n_head: 20,
+        n_head_kv: 5,
+        head_dim: 128,
+        n_vocab: 128_256,
+        context_length: 4096,
+        n_params: 2_412_820_480,
+        file_bytes: 1_187_801_280,
+        weight_bytes: 521_011_200,
+        head_bytes: 656_670_720,
+        embedding_bytes: 656_670_720,
+        vector_bytes: 1_761_280,
+        tied_head: true,
+        ..demo
+    }
+}
+
+fn planned(machine: &str, flags: &[(&'static str, &str)]) -> Result<Plan, PlanError> {
+    plan(&host(machine), &facts_2b(), &settings(flags, &[]))
+}
+
+fn refused(machine: &str, flags: &[(&'static str, &str)]) -> (String, String) {
+    let error = planned(machine, flags).unwrap_err();
+    (error.to_string(), error.hint().unwrap())
+}
+
+#[test]
+fn a_desktop_gets_one_thread_per_core_and_four_slots() {
+    let plan = planned("desktop-8c16t", &[]).unwrap();
+    assert_eq!(plan.decode_cpus.value, (0..8).collect::<Vec<_>>());
+    assert_eq!(plan.prefill_cpus.value, plan.decode_cpus.value);
+    assert_eq!(
+        (plan.pin.value, &plan.pin.because),
+        (true, &Reason::WholeMachine)
+    );
+    assert_eq!((plan.slots.value, plan.slot_context.value), (4, 4096));
+    assert_eq!(plan.memory.kv_bytes, 4 * 4096 * 76_800);
+    assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+    let lines = plan.lines();
+    assert!(
+        lines[0].starts_with("Auto-selected kernel: i2_s ("),
+        "{}",
+        lines[0]
+    );
+    assert_eq!(
+        lines[1],
+        "Auto-configured threads: 8 (one per physical core, 16 logical CPUs allowed)"
+    );
+}
+
+#[test]
+fn a_hybrid_decodes_on_performance_cores_and_reads_prompts_on_all() {
+    let plan = planned("hybrid-6p8e", &[]).unwrap();
+    assert_eq!(plan.decode_cpus.value, [0, 2, 4, 6, 8, 10]);
+    assert_eq!(
+        plan.decode_cpus.because,
+        Reason::PerformanceCores { of_cores: 14 }
+    );
+    assert_eq!(plan.prefill_cpus.value.len(), 14);
+    assert!(plan.prefill_cpus.value.starts_with(&plan.decode_cpus.value));
+    let plan = planned("arm-big-little", &[]).unwrap();
+    assert_eq!(plan.decode_cpus.value, [4, 5, 6, 7]);
+    let only_small = planned("hybrid-6p8e", &[("cpu-affinity", "12-15")]).unwrap();
+    assert_eq!(only_small.decode_cpus.value, [12, 13, 14, 15]);
+}
+
+#[test]
+fn a_container_stays_within_quota_set_and_memory() {
+    for machine in ["container-v1", "container-v2"] {
+        let plan = planned(machine, &[]).unwrap();
+        assert_eq!(plan.decode_cpus.value, [2], "{machine}");
+        let because = plan.decode_cpus.because.to_string();
+        assert_eq!(
+            because,
+            "CPU quota of 1.5 CPUs, rounded down; 4 physical cores allowed"
+        );
+        assert!(!plan.pin.value, "{machine}");
+        assert_eq!(plan.slots.value, 2, "{machine}");
+        assert!(matches!(
+            plan.slots.because,
+            Reason::FitsMemory { wanted: 4, .. }
+        ));
+        assert!(plan.memory.total_bytes() <= plan.memory.budget.clone().unwrap().bytes);
+    }
+}
+
+#[test]
+fn a_small_board_is_planned_too() {
+    let plan = planned("raspberry-pi-5", &[]).unwrap();
+    assert_eq!(plan.decode_cpus.value, [0, 1, 2, 3]);
+    assert_eq!(plan.slots.value, 4);
+}
+
+#[test]
+fn nothing_known_still_makes_a_plan() {
+    let tree = tempfile::tempdir().unwrap();
+    let plan = plan(
+        &Host::read(&Root::at(tree.path())),
+        &facts_2b(),
+        &settings(&[], &[]),
+    )
+    .unwrap();
+    assert_eq!(
+        (plan.decode_cpus.value, plan.decode_cpus.because),
+        (vec![0], Reason::NothingKnown)
+    );
+    assert!(!plan.pin.value);
+    assert_eq!(plan.memory.budget, None);
+}
+
+#[test]
+fn threads_asked_for_are_taken_as_far_as_there_are_cpus() {
+    let plan = planned("desktop-8c16t", &[("threads", "12")]).unwrap();
+    assert_eq!(plan.decode_cpus.value, (0..12).collect::<Vec<_>>());
+    assert_eq!(plan.prefill_cpus.value, plan.decode_cpus.value);
+    assert!(plan.lines()[1].starts_with("Selected threads: 12 (flag --threads)"));
+    let plan = planned("desktop-8c16t", &[("threads", "64")]).unwrap();
+    assert_eq!(plan.threads(), 16);
+    assert!(
+        plan.warnings[0]
+            .to_string()
+            .contains("64 threads (flag --threads) are more than the 16 CPUs")
+    );
+    let plan = planned("container-v2", &[("threads", "4")]).unwrap();
+    assert_eq!(plan.decode_cpus.value, [2, 3, 4, 5]);
+    assert!(
+        plan.warnings[0].what.contains("throttled"),
+        "{:?}",
+        plan.warnings
+    );
+    let plan = planned("desktop-8c16t", &[("threads", "4"), ("threads-batch", "8")]).unwrap();
+    assert_eq!((plan.threads(), plan.prefill_cpus.value.len()), (4, 8));
+    let plan = planned("desktop-8c16t", &[("threads-batch", "2")]).unwrap();
+    assert_eq!(
+        (
+            plan.threads(),
+            plan.prefill_cpus.value.len(),
+            plan.warnings.len()
+        ),
+        (8, 8, 1)
+    );
+}
+
+#[test]
+fn cpus_asked_for_are_pinned_and_must_be_allowed() {
+    let plan = planned("desktop-8c16t", &[("cpu-affinity", "2-3,10-11")]).unwrap();
+    assert_eq!(
+        (plan.decode_cpus.value.clone(), plan.pin.value),
+        (vec![2, 3], true)
+    );
+    let (message, hint) = refused("container-v2", &[("cpu-affinity", "0-3")]);
+    assert_eq!(
+        message,
+        "CPUs 0-1 (flag --cpu-affinity) are not available to this process, allowed: 2-5"
+    );
+    assert_eq!(hint, "`--cpu-affinity 2-5`, or `auto`");
+    let plan = planned("desktop-8c16t", &[("cpu-affinity", "none")]).unwrap();
+    assert!(!plan.pin.value);
+}
+
+#[test]
+fn a_kernel_asked_for_is_taken_or_refused_by_name() {
+    let plan = planned("desktop-8c16t", &[("kernel", "i2_s/scalar")]).unwrap();
+    assert_eq!(
+        plan.lines()[0],
+        "Selected kernel: i2_s (scalar; flag --kernel)"
+    );
+    let (message, hint) = refused("desktop-8c16t", &[("kernel", "i2_s/abacus")]);
+    assert!(
+        message
+            .starts_with("kernel `i2_s/abacus` (flag --kernel) can't run here, available: i2_s/"),
+        "{message}"
+    );
+    assert_eq!(hint, "`--kernel auto` takes the best one");
+    let offered = host("desktop-8c16t")
+        .kernels
+        .iter()
+        .any(|kernel| kernel.packing().to_string() == "tl2");
+    if !offered {
+        let old = settings(&[], &[("BITNET_KERNEL", "tl2")]);
+        let replaced = super::plan(&host("desktop-8c16t"), &facts_2b(), &old).unwrap();
+        assert!(
+            replaced.warnings[0].to_string().contains("bit-identical"),
+            "{:?}",
+            plan.warnings
+        );
+        refused("desktop-8c16t", &[("kernel", "tl2")]);
+    }
+}
+
+#[test]
+fn contexts_follow_llama_server() {
+    let both = |flags: &[(&'static str, &str)]| {
+        let plan = planned("desktop-8c16t", flags).unwrap();
+        (
+            plan.slots.value,
+            plan.slot_context.value,
+            plan.warnings.len(),
+        )
+    };
+    assert_eq!(both(&[("ctx-size", "2048")]), (4, 2048, 0));
+    assert_eq!(
+        both(&[("ctx-size", "8192"), ("parallel", "4")]),
+        (4, 2048, 0)
+    );
+    assert_eq!(both(&[("parallel", "2")]), (2, 4096, 0));
+    assert_eq!(both(&[("ctx-size", "0")]), (4, 4096, 0));
+    assert_eq!(both(&[("ctx-size", "100000")]), (4, 4096, 1));
+    assert_eq!(both(&[("use-case", "memory_efficient")]), (1, 2048, 0));
+    assert_eq!(both(&[("use-case", "high_performance")]), (8, 4096, 0));
+    let (message, _) = refused("desktop-8c16t", &[("ctx-size", "32"), ("parallel", "4")]);
+    assert_eq!(
+        message,
+        "8 tokens per slot (flag --ctx-size), expected at least 16"
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_refused_part_by_part() {
+    let mut small = host("container-v2");
+    small.limits.memory.as_mut().unwrap().bytes = 1 << 30;
+    let error = plan(&small, &facts_2b(), &settings(&[], &[])).unwrap_err();
+    let message = error.to_string();
+    assert!(message.starts_with("the model does not fit: "), "{message}");
+    for part in [
+        "1125 weights",
+        "key/value cache",
+        "buffers",
+        "program",
+        "973 MB available",
+        "/sys/fs/cgroup/memory.max",
+    ] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    let (message, hint) = refused(
+        "container-v2",
+        &[("ctx-size", "16384"), ("parallel", "8"), ("kv-type", "f32")],
+    );
+    assert!(message.contains("key/value cache"), "{message}");
+    assert!(
+        hint.contains("--parallel") && hint.contains("--ctx-size") && hint.contains("f16"),
+        "{hint}"
+    );
+    small.limits.memory.as_mut().unwrap().bytes = 1400 << 20;
+    let plan = plan(&small, &facts_2b(), &settings(&[], &[])).unwrap();
+    assert_eq!(plan.slots.value, 1);
+    assert!(plan.slot_context.value < 4096 && plan.slot_context.value % 256 == 0);
+}
+
+#[test]
+fn a_wrong_model_size_is_a_warning() {
+    assert!(
+        planned("desktop-8c16t", &[("model-size", "medium")])
+            .unwrap()
+            .warnings
+            .is_empty()
+    );
+    let plan = planned("desktop-8c16t", &[("model-size", "small")]).unwrap();
+    assert!(
+        plan.warnings[0]
+            .what
+            .starts_with("the model is medium (2.4B parameters), not small")
+    );
+}
+
+/// A machine nobody built.
+fn random_host(rng: &mut StdRng) -> Host {
+    let cores = rng.random_range(1..=24);
+    let smt = rng.random_range(1..=2);
+    let small_from = if rng.random_bool(0.3) {
+        rng.random_range(0..=cores)
+    } else {
+        cores
+    };
+    let count = cores * smt;
+    let cpus = (0..count).map(|id| {
+        let core = id % cores;
+        LogicalCpu {
+            id,
+            package: Some(0),
+            siblings: rng
+                .random_bool(0.95)
+                .then(|| (0..smt).map(|thread| thread * cores + core).collect()),
+            kind: if core < small_from {
+                CoreKind::Performance
+            } else {
+                CoreKind::Efficiency
+            },
+            capacity: None,
+            max_khz: None,
+            node: Some(0),
+        }
+    });
+    let topology = Topology {
+        cpus: cpus.collect(),
+        ..Topology::default()
+    };
+    let subset = |rng: &mut StdRng, share: f64| -> Option<CpuSet> {
+        let set: CpuSet = (0..count).filter(|_| rng.random_bool(share)).collect();
+        Some(set).filter(|set| !set.is_empty())
+    };
+    let affinity = subset(rng, 0.8);
+    let at = std::path::PathBuf::from("/limit");
+    Host {
+        topology,
+        affinity,
+        limits: Limits {
+            version: Some(2),
+            cpuset: if rng.random_bool(0.3) {
+                subset(rng, 0.5)
+            } else {
+                None
+            },
+            quota: rng.random_bool(0.4).then(|| Quota {
+                quota_us: rng.random_range(10_000..3_000_000),
+                period_us: 100_000,
+                at: at.clone(),
+            }),
+            memory: rng.random_bool(0.5).then(|| MemoryLimit {
+                bytes: rng.random_range(64 << 20..16 << 30),
+                at,
+            }),
+        },
+        memory: Memory {
+            available_bytes: rng
+                .random_bool(0.95)
+                .then(|| rng.random_range(256 << 20..64 << 30)),
+            ..Memory::default()
+        },
+        container: rng.random_bool(0.3).then(|| "/.dockerenv".to_owned()),
+        ..host("raspberry-pi-5")
+    }
+}
+
+fn random_flags(rng: &mut StdRng) -> Vec<(&'static str, String)> {
+    let mut flags = Vec::new();
+    if rng.random_bool(0.3) {
+        flags.push(("threads", rng.random_range(1..40).to_string()));
+    }
+    if rng.random_bool(0.2) {
+        flags.push(("threads-batch", rng.random_range(1..40).to_string()));
+    }
+    if rng.random_bool(0.2) {
+        flags.push(("parallel", rng.random_range(1..16).to_string()));
+    }
+    if rng.random_bool(0.2) {
+        flags.push(("ctx-size", rng.random_range(256..16384).to_string()));
+    }
+    if rng.random_bool(0.3) {
+        let cases = ["high_performance", "balanced", "memory_efficient"];
+        flags.push(("use-case", cases[rng.random_range(0..3)].to_owned()));
+    }
+    flags
+}
+
+#[test]
+fn on_any_machine_limits_hold_and_reasons_are_given() {
+    let facts = facts_2b();
+    for seed in 0..400 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let host = random_host(&mut rng);
+        let flags = random_flags(&mut rng);
+        let flags: Vec<(&'static str, &str)> = flags
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        let settings = settings(&flags, &[]);
+        match plan(&host, &facts, &settings) {
+            Ok(plan) => check(&host, &settings, &plan, seed),
+            Err(PlanError::Memory { memory, .. }) => {
+                let budget = memory.budget.clone().unwrap();
+                assert!(memory.total_bytes() > budget.bytes, "seed {seed}");
+            }
+            Err(PlanError::Context { tokens, .. }) => assert!(tokens < 16, "seed {seed}"),
+            Err(error) => panic!("seed {seed}: {error}"),
+        }
+    }
+}
+
+fn check(host: &Host, settings: &Settings, plan: &Plan, seed: u64) {
+    let allowed = host.allowed_cpus().unwrap();
+    let (decode, prefill) = (&plan.decode_cpus.value, &plan.prefill_cpus.value);
+    assert!(!decode.is_empty(), "seed {seed}");
+    assert!(
+        prefill.starts_with(decode),
+        "seed {seed}: {prefill:?} {decode:?}"
+    );
+    assert!(
+        prefill.iter().all(|cpu| allowed.contains(*cpu)),
+        "seed {seed}: {prefill:?}"
+    );
+    assert_eq!(
+        prefill.iter().collect::<BTreeSet<_>>().len(),
+        prefill.len(),
+        "seed {seed}: a CPU twice"
+    );
+    let quota = host
+        .limits
+        .quota
+        .as_ref()
+        .map_or(usize::MAX, Quota::threads);
+    if settings.threads.value.is_none() {
+        assert!(decode.len() <= quota, "seed {seed}");
+        let core = |cpu: &usize| {
+            host.topology
+                .cpus
+                .iter()
+                .find(|c| c.id == *cpu)
+                .unwrap()
+                .core()
+        };
+        assert_eq!(
+            decode.iter().map(core).collect::<BTreeSet<_>>().len(),
+            decode.len(),
+            "seed {seed}: a core twice"
+        );
+        if settings.threads_batch.value.is_none() {
+            assert!(prefill.len() <= quota, "seed {seed}");
+        }
+    }
+    assert!(
+        !(plan.pin.value && host.limits.quota.is_some()),
+        "seed {seed}: pinned under a quota"
+    );
+    if let Some(budget) = &plan.memory.budget {
+        assert!(plan.memory.total_bytes() <= budget.bytes, "seed {seed}");
+        let limit = host
+            .limits
+            .memory
+            .as_ref()
+            .map_or(u64::MAX, |limit| limit.bytes);
+        assert!(plan.memory.total_bytes() < limit, "seed {seed}");
+    }
+    let asked = settings.parallel.value;
+    assert!(
+        asked.is_none_or(|slots| slots == plan.slots.value),
+        "seed {seed}: slots asked for were changed"
+    );
+    assert!(
+        plan.slots.value >= 1 && plan.slot_context.value >= 16,
+        "seed {seed}"
+    );
+    for line in plan.lines() {
+        assert!(
+            !line.contains("()") && line.contains('('),
+            "seed {seed}: no reason in `{line}`"
+        );
+    }
+}

@@ -103,7 +103,7 @@ pub(crate) const KEYS: &[Key] = &[
         .short('m')
         .env(&["LLAMA_ARG_MODEL", "MODEL_PATH"])
         .default("the bundled demo model"),
-    list(MODEL, "alias", "NAME", "Name shown to clients; several separated by commas")
+    value(MODEL, "alias", "NAME", "Name shown to clients; several separated by commas")
         .short('a')
         .env(&["LLAMA_ARG_ALIAS"])
         .default("the file's name"),
@@ -198,7 +198,7 @@ pub(crate) const KEYS: &[Key] = &[
     )
     .env(&["LLAMA_ARG_CONTEXT_SHIFT"])
     .default("off"),
-    list(
+    value(
         NETWORK,
         "host",
         "ADDRESS",
@@ -209,7 +209,7 @@ pub(crate) const KEYS: &[Key] = &[
     value(NETWORK, "port", "N", "Port to listen on; 0 takes any free one and prints it")
         .env(&["LLAMA_ARG_PORT", "PORT"])
         .default("8081"),
-    list(NETWORK, "api-key", "KEY", "Key that clients must send; several separated by commas. Better in a file or the environment")
+    value(NETWORK, "api-key", "KEY", "Key that clients must send; several separated by commas. Better in a file or the environment")
         .env(&["LLAMA_API_KEY"])
         .default("none: open to whoever reaches the port"),
     value(NETWORK, "api-key-file", "FILE", "File with one key per line; `#` begins a comment").env(&["LLAMA_ARG_API_KEY_FILE"]),
@@ -223,7 +223,7 @@ pub(crate) const KEYS: &[Key] = &[
         .env(&["LLAMA_ARG_SSE_PING_INTERVAL"])
         .default("30"),
     value(NETWORK, "api-prefix", "PATH", "Put before every route, such as /llm").env(&["LLAMA_ARG_API_PREFIX"]),
-    list(NETWORK, "cors-origins", "ORIGIN", "Origins whose pages may read answers; localhost: pages of this machine")
+    value(NETWORK, "cors-origins", "ORIGIN", "Origins whose pages may read answers; localhost: pages of this machine")
         .env(&["LLAMA_ARG_CORS_ORIGINS"])
         .default("any"),
     value(NETWORK, "cors-methods", "LIST", "Methods allowed to them")

@@ -1,1 +1,357 @@
-//! Sources, precedence, values.
+//! Sources and precedence, values good and bad, model directories.
+
+use std::path::PathBuf;
+
+use super::*;
+
+fn flags(values: &[(&'static str, &str)]) -> Flags {
+    let values = values
+        .iter()
+        .map(|(name, value)| (*name, (*value).to_owned(), format!("--{name}")));
+    Flags {
+        values: values.collect(),
+        warnings: Vec::new(),
+    }
+}
+
+fn env(values: &[(&str, &str)]) -> Environment {
+    values
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+/// Settings of these flags and variables.
+pub(crate) fn settings(said: &[(&'static str, &str)], variables: &[(&str, &str)]) -> Settings {
+    read(said, variables).unwrap()
+}
+
+fn read(
+    said: &[(&'static str, &str)],
+    variables: &[(&str, &str)],
+) -> Result<Settings, SettingsError> {
+    Settings::read(flags(said), &env(variables), Dialect::Launch)
+}
+
+fn message(said: &[(&'static str, &str)], variables: &[(&str, &str)]) -> String {
+    read(said, variables).unwrap_err().to_string()
+}
+
+#[test]
+fn defaults_are_the_documented_ones() {
+    let s = settings(&[], &[]);
+    assert_eq!(
+        (s.hosts.value, s.port.value),
+        (vec!["127.0.0.1".to_owned()], 8081)
+    );
+    assert_eq!(
+        (s.model.value, s.model.source),
+        (ModelSource::Demo, Source::Default)
+    );
+    assert_eq!(s.sampling.params(), SamplingParams::default());
+    assert_eq!(s.drain_timeout.value, Duration::from_secs(4));
+    assert!(s.metrics.value && s.slots.value && !s.props.value);
+    assert!(s.warnings.is_empty() && s.notices.is_empty());
+    let llama = Settings::read(Flags::default(), &env(&[]), Dialect::LlamaServer).unwrap();
+    assert_eq!((llama.port.value, llama.metrics.value), (8080, false));
+}
+
+#[test]
+fn flags_win_over_environment_over_file_over_default() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("bitnet.toml");
+    std::fs::write(
+        &file,
+        "threads = 2\nport = 9000\ntop_k = 7\nmlock = true\nalias = [\"a\", \"b\"]\n",
+    )
+    .unwrap();
+    let config = file.to_str().unwrap();
+    let s = settings(
+        &[("config", config), ("threads", "6")],
+        &[("OMP_NUM_THREADS", "4"), ("PORT", "9001")],
+    );
+    assert_eq!(
+        (s.threads.value, s.threads.source.to_string().as_str()),
+        (Some(6), "flag --threads")
+    );
+    assert_eq!(
+        (s.port.value, s.port.source.to_string().as_str()),
+        (9001, "environment PORT")
+    );
+    assert_eq!(s.sampling.top_k.value, 7);
+    assert_eq!(s.sampling.top_k.source.to_string(), "bitnet.toml");
+    assert_eq!(s.sampling.top_p.source.to_string(), "default");
+    assert!(s.mlock.value);
+    assert_eq!(s.alias.value, ["a", "b"]);
+}
+
+#[test]
+fn old_variables_keep_working() {
+    let s = settings(
+        &[],
+        &[
+            ("HOST", "0.0.0.0"),
+            ("PORT", "8081"),
+            ("OMP_NUM_THREADS", "auto"),
+            ("BITNET_KERNEL", "auto"),
+            ("CPU_AFFINITY", "auto"),
+            ("USE_CASE", "memory_efficient"),
+            ("MODEL_SIZE", "medium"),
+            ("MODEL_PATH", ""),
+            ("LLAMA_CTX_SIZE", "2048"),
+            ("LLAMA_BATCH_SIZE", "256"),
+            ("LLAMA_LOG_LEVEL", "warn"),
+        ],
+    );
+    assert_eq!(s.hosts.value, ["0.0.0.0"]);
+    assert_eq!(
+        (s.threads.value, s.kernel.value, s.cpu_affinity.value),
+        (None, None, Affinity::Auto)
+    );
+    assert_eq!(
+        (s.use_case.value, s.model_size.value),
+        (UseCase::MemoryEfficient, Some(ModelSize::Medium))
+    );
+    assert_eq!(
+        (s.model.value, s.model.source),
+        (ModelSource::Demo, Source::Default)
+    );
+    assert_eq!(
+        (s.ctx_size.value, s.batch_size.value),
+        (Some(2048), Some(256))
+    );
+    assert_eq!(
+        s.log_level.value,
+        Some(tracing::level_filters::LevelFilter::WARN)
+    );
+    let s = settings(
+        &[],
+        &[
+            ("OMP_NUM_THREADS", "4,2"),
+            ("CPU_AFFINITY", "0-3,6"),
+            ("BITNET_KERNEL", "tl2"),
+        ],
+    );
+    assert_eq!(
+        (s.threads.value, s.kernel.value.as_deref()),
+        (Some(4), Some("tl2"))
+    );
+    assert_eq!(
+        s.cpu_affinity.value,
+        Affinity::Cpus("0-3,6".parse().unwrap())
+    );
+}
+
+#[test]
+fn a_bad_value_names_variable_found_and_expected() {
+    for (variable, value, wanted) in [
+        (
+            "PORT",
+            "99999",
+            "environment PORT is `99999`, expected a port number from 0 to 65535",
+        ),
+        (
+            "OMP_NUM_THREADS",
+            "many",
+            "environment OMP_NUM_THREADS is `many`, expected a number of threads up to 4096, or `auto`",
+        ),
+        (
+            "CPU_AFFINITY",
+            "3-1",
+            "environment CPU_AFFINITY is `3-1`, expected `auto`, `none` or a list of CPUs such as `0-3,6`",
+        ),
+        (
+            "BITNET_KERNEL",
+            "i2s",
+            "environment BITNET_KERNEL is `i2s`, expected `auto`, `i2_s`, `tl1`, `tl2` or one exactly, such as `i2_s/avx2`",
+        ),
+        (
+            "USE_CASE",
+            "fast",
+            "environment USE_CASE is `fast`, expected `high_performance`, `balanced` or `memory_efficient`",
+        ),
+        (
+            "MODEL_SIZE",
+            "huge",
+            "environment MODEL_SIZE is `huge`, expected `small`, `medium`, `large` or `auto`",
+        ),
+        (
+            "HOST",
+            "http://x",
+            "environment HOST is `http://x`, expected an IP address or host name such as 127.0.0.1 or 0.0.0.0, or a path that ends in .sock",
+        ),
+        (
+            "LLAMA_ARG_MLOCK",
+            "maybe",
+            "environment LLAMA_ARG_MLOCK is `maybe`, expected `on` or `off`",
+        ),
+        (
+            "MODEL_PATH",
+            "/nowhere/m.gguf",
+            "no model at `/nowhere/m.gguf`, named by environment MODEL_PATH",
+        ),
+    ] {
+        assert_eq!(message(&[], &[(variable, value)]), wanted);
+    }
+    assert_eq!(
+        message(&[("top-p", "nan")], &[]),
+        "flag --top-p is `nan`, expected a number"
+    );
+    assert_eq!(
+        message(&[("repeat-penalty", "0")], &[]),
+        "flag --repeat-penalty is `0`, expected a number above 0"
+    );
+}
+
+#[test]
+fn llama_variables_are_read_or_reported() {
+    let s = settings(
+        &[],
+        &[
+            ("LLAMA_ARG_CTX_SIZE", "4096"),
+            ("LLAMA_ARG_N_PARALLEL", "2"),
+            ("LLAMA_ARG_NO_CONTEXT_SHIFT", "1"),
+            ("LLAMA_ARG_NO_ENDPOINT_SLOTS", ""),
+            ("LLAMA_ARG_N_GPU_LAYERS", "0"),
+            ("LLAMA_ARG_NO_MMAP", "1"),
+            ("LLAMA_ARG_CTX_SIEZ", "1"),
+        ],
+    );
+    assert_eq!((s.ctx_size.value, s.parallel.value), (Some(4096), Some(2)));
+    assert!(!s.context_shift.value && !s.slots.value);
+    assert_eq!(
+        s.slots.source.to_string(),
+        "environment LLAMA_ARG_NO_ENDPOINT_SLOTS"
+    );
+    assert_eq!(s.warnings.len(), 2, "{:?}", s.warnings);
+    assert!(
+        s.warnings
+            .contains(&"environment LLAMA_ARG_CTX_SIEZ is not known and has no effect".to_owned())
+    );
+    assert!(
+        message(&[], &[("LLAMA_ARG_HF_REPO", "a/b")])
+            .starts_with("environment LLAMA_ARG_HF_REPO is set: ")
+    );
+}
+
+#[test]
+fn the_settings_file_is_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text, wanted) in [
+        ("unknown.toml", "thread = 2", "`thread` is not a setting"),
+        ("table.toml", "[threads]\nn = 2", "`threads` is a table"),
+        ("broken.toml", "threads = ", "cannot read settings file"),
+    ] {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let error = message(&[("config", path.to_str().unwrap())], &[]);
+        assert!(error.contains(wanted) && error.contains(name), "{error}");
+    }
+    let error = message(&[("config", "/nowhere.toml")], &[]);
+    assert!(
+        error.starts_with("cannot read `/nowhere.toml` named by flag --config"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_directory_stands_for_the_one_model_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let empty = settings(&[], &[("MODEL_PATH", path)]);
+    assert_eq!(empty.model.value, ModelSource::Demo);
+    assert!(
+        empty.notices[0].contains("serving the bundled demo model"),
+        "{:?}",
+        empty.notices
+    );
+    assert!(message(&[("model", path)], &[]).starts_with("no .gguf file in"));
+    std::fs::write(directory.path().join("one.gguf"), "").unwrap();
+    std::fs::write(directory.path().join("README.md"), "").unwrap();
+    let one = settings(&[], &[("MODEL_PATH", path)]);
+    assert_eq!(
+        one.model.value,
+        ModelSource::File(directory.path().join("one.gguf"))
+    );
+    std::fs::write(directory.path().join("two.GGUF"), "").unwrap();
+    let error = read(&[], &[("MODEL_PATH", path)]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("expected one: one.gguf, two.GGUF"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("one.gguf"));
+}
+
+#[test]
+fn keys_come_from_variable_flag_and_file() {
+    let s = settings(&[], &[("LLAMA_API_KEY", "a, b")]);
+    assert_eq!(s.api_keys.value, ["a", "b"]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keys");
+    std::fs::write(&file, "# mine\nsecret\n\n other \n").unwrap();
+    let s = settings(&[("api-key-file", file.to_str().unwrap())], &[]);
+    assert_eq!(s.api_keys.value, ["secret", "other"]);
+    std::fs::write(&file, "# none\n").unwrap();
+    assert!(
+        message(&[("api-key-file", file.to_str().unwrap())], &[])
+            .ends_with("expected a file with at least one key")
+    );
+}
+
+#[test]
+fn values_of_special_form() {
+    let s = settings(
+        &[
+            ("logit-bias", "5+1.5"),
+            ("logit-bias", "7-inf,9-2"),
+            ("reverse-prompt", "a, b"),
+            ("reverse-prompt", "User:"),
+            ("samplers", "penalties;dry;top_k;temperature"),
+            ("seed", "4294967295"),
+            ("n-predict", "-1"),
+            ("temp", "-1"),
+            ("host", "[::1],/run/x.sock"),
+            ("ubatch-size", "128"),
+            ("batch-size", "2048"),
+            ("repeat-last-n", "-1"),
+            ("chat-template-kwargs", "{\"a\":1}"),
+            ("api-prefix", "/llm/"),
+        ],
+        &[],
+    );
+    assert_eq!(
+        s.sampling.logit_bias.value,
+        [(5, 1.5), (7, f32::MIN), (9, -2.0)]
+    );
+    assert_eq!(s.stop.value, ["a, b", "User:"]);
+    let chain = [
+        SamplerKind::Penalties,
+        SamplerKind::TopK,
+        SamplerKind::Temperature,
+    ];
+    assert_eq!(s.sampling.samplers.value, chain);
+    assert_eq!(
+        (
+            s.sampling.seed.value,
+            s.n_predict.value,
+            s.sampling.temperature.value
+        ),
+        (None, None, 0.0)
+    );
+    assert_eq!(s.hosts.value, ["::1", "/run/x.sock"]);
+    assert_eq!(s.batch_size.value, Some(128));
+    assert_eq!(s.sampling.repeat_last_n.value, u32::MAX);
+    assert_eq!(s.chat_template_kwargs.value["a"], 1);
+    assert_eq!(s.api_prefix.value, "/llm");
+}
+
+#[test]
+fn sources_read_well() {
+    assert_eq!(
+        Source::File(PathBuf::from("/etc/bitnet-launch/bitnet.toml")).to_string(),
+        "bitnet.toml"
+    );
+    assert_eq!(Source::Default.to_string(), "default");
+}

@@ -103,18 +103,18 @@ pub(super) fn threads(text: &str) -> Read<Option<usize>> {
     Ok(usize::try_from(n).ok().filter(|n| *n > 0))
 }
 
-/// 0 is the model's own.
+/// 0 is all of the model's own.
 pub(super) fn context(text: &str) -> Read<Option<usize>> {
     if text == "auto" {
         return Ok(None);
     }
-    let n = whole(
+    let n: usize = whole(
         text,
         0,
         1 << 24,
         "a number of tokens up to 16777216, or `auto`",
     )?;
-    Ok(Some(n).filter(|n| *n > 0))
+    Ok(Some(n))
 }
 
 /// -1 is automatic, as in llama-server.

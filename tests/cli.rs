@@ -1,0 +1,250 @@
+//! The command line of the real binary: what it prints, and its exit codes.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn launch(args: &[&str], env: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bitnet-launch"))
+        .args(args)
+        .env_clear()
+        .envs(env.iter().copied())
+        .current_dir(std::env::temp_dir())
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn help_teaches() {
+    let output = launch(&["--help"], &[]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = stdout(&output);
+    for part in [
+        "Examples:",
+        "--kernel",
+        "BITNET_KERNEL",
+        "MODEL_PATH",
+        "OMP_NUM_THREADS",
+        "default: 8081",
+        "Context and memory",
+        "doctor",
+        "--check",
+    ] {
+        assert!(text.contains(part), "`{part}` is missing in:\n{text}");
+    }
+    let version = launch(&["--version"], &[]);
+    assert_eq!(
+        stdout(&version).trim(),
+        concat!("bitnet-launch ", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    for (args, env, wanted) in [
+        (&["--treads", "4"][..], &[][..], "--treads"),
+        (
+            &["--threads", "many"],
+            &[],
+            "flag --threads is `many`, expected",
+        ),
+        (
+            &[],
+            &[("PORT", "http")],
+            "environment PORT is `http`, expected a port number",
+        ),
+        (
+            &["--check", "--kernel", "i2_s/abacus"],
+            &[],
+            "available: i2_s/",
+        ),
+        (
+            &["--check", "--cpu-affinity", "60000"],
+            &[],
+            "CPUs 60000 (flag --cpu-affinity) are not available",
+        ),
+    ] {
+        let output = launch(args, env);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{args:?} {env:?}: {}",
+            stderr(&output)
+        );
+        assert!(
+            stderr(&output).contains(wanted),
+            "{args:?} {env:?}: {}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn a_bad_model_is_exit_code_1_with_a_hint() {
+    let output = launch(&["--check", "-m", "/nowhere/model.gguf"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("error: no model at `/nowhere/model.gguf`, named by flag --model")
+    );
+    assert!(stderr(&output).contains("hint: "));
+    let foreign = tempfile::NamedTempFile::with_suffix(".gguf").unwrap();
+    std::fs::write(
+        foreign.path(),
+        "this is not a model, whatever its name says",
+    )
+    .unwrap();
+    let output = launch(&["--check", "-m", foreign.path().to_str().unwrap()], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).starts_with("error: cannot load `"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn check_shows_the_plan_with_the_lines_people_grep_for() {
+    let output = launch(
+        &["--check"],
+        &[("OMP_NUM_THREADS", "auto"), ("BITNET_KERNEL", "auto")],
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("\nAuto-selected kernel: i2_s ("), "{text}");
+    assert!(text.contains("\nAuto-configured threads: "), "{text}");
+    assert!(text.contains("demo model"), "{text}");
+    let output = launch(&["serve", "--check", "-t", "1", "--kernel", "i2_s"], &[]);
+    let text = stdout(&output);
+    assert!(text.contains("\nSelected kernel: i2_s ("), "{text}");
+    assert!(
+        text.contains("\nSelected threads: 1 (flag --threads)"),
+        "{text}"
+    );
+}
+
+#[test]
+fn doctor_reports_in_both_forms() {
+    let output = launch(&["doctor", "--json"], &[("HOST", "0.0.0.0")]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(report["plan"]["kernel"]["because"].is_string());
+    assert!(report["host"]["cpu"]["arch"].is_string());
+    let warnings = report["warnings"].to_string();
+    assert!(
+        warnings.contains("without a key") && warnings.contains("no model is named"),
+        "{warnings}"
+    );
+    let output = launch(&["doctor"], &[]);
+    for part in ["Machine", "Limits", "Kernels", "Plan", "To improve"] {
+        assert!(stdout(&output).contains(part), "{part}");
+    }
+    let output = launch(&["doctor", "--json", "--kernel", "i2_s/abacus"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(report["error"]["hint"].is_string(), "{report}");
+}
+
+#[test]
+fn synth_writes_a_model_that_can_be_planned() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("tiny.gguf");
+    let name = file.to_str().unwrap();
+    let output = launch(
+        &["synth", "--shape", "tiny", "--seed", "7", "-o", name],
+        &[],
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("wrote "), "{}", stderr(&output));
+    let output = launch(
+        &["--check"],
+        &[("MODEL_PATH", directory.path().to_str().unwrap())],
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("tiny.gguf"), "{}", stdout(&output));
+    let output = launch(&["synth", "--shape", "huge", "-o", name], &[]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn health_of_nobody_is_exit_code_1() {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let output = launch(
+        &["health"],
+        &[("HOST", "0.0.0.0"), ("PORT", &port.to_string())],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains(&format!("no answer from http://127.0.0.1:{port}/health")),
+        "{}",
+        stderr(&output)
+    );
+    let output = launch(&["health", "--quiet", "--port", &port.to_string()], &[]);
+    assert_eq!(
+        (output.status.code(), stderr(&output).as_str()),
+        (Some(1), "")
+    );
+}
+
+#[test]
+fn completions_name_the_commands() {
+    let output = launch(&["completions", "bash"], &[]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stdout(&output).contains("doctor"));
+}
+
+#[test]
+fn called_as_llama_server_it_takes_its_flags() {
+    let directory = tempfile::tempdir().unwrap();
+    let alias = directory.path().join("llama-server");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_bitnet-launch"), &alias).unwrap();
+    for (program, first) in [
+        (alias.as_path(), None),
+        (
+            Path::new(env!("CARGO_BIN_EXE_bitnet-launch")),
+            Some("llama-server"),
+        ),
+    ] {
+        let run = |args: &[&str]| {
+            Command::new(program)
+                .args(first)
+                .args(args)
+                .env_clear()
+                .output()
+                .unwrap()
+        };
+        let version = run(&["--version"]);
+        assert_eq!(version.status.code(), Some(0));
+        assert!(
+            stderr(&version).starts_with("version: "),
+            "{}",
+            stderr(&version)
+        );
+        assert!(
+            stderr(&version).contains("built with "),
+            "{}",
+            stderr(&version)
+        );
+        let unknown = run(&["--treads", "4"]);
+        assert_eq!(unknown.status.code(), Some(1));
+        assert!(
+            stderr(&unknown).contains("invalid argument: --treads"),
+            "{}",
+            stderr(&unknown)
+        );
+        let help = run(&["--help"]);
+        assert_eq!(help.status.code(), Some(0));
+        assert!(stdout(&help).contains("--cache-reuse"));
+    }
+}
