@@ -84,6 +84,7 @@ impl QuantRows {
     ///
     /// # Panics
     /// When `t` is not below [`len`](Self::len).
+    #[inline]
     pub fn row(&self, t: usize) -> QuantRow<'_> {
         QuantRow {
             values: &self.values[self.start + t * self.cols..][..self.cols],

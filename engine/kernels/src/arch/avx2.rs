@@ -8,9 +8,8 @@ use crate::{QuantRow, QuantRows};
 
 float_kernels!(#[target_feature(enable = "avx2,fma,f16c")]);
 
-/// Packed codes of a block, and its activations or unpacked codes.
+/// Packed codes of a block, and its activations.
 type Packed = [u8; BLOCK_BYTES];
-type Codes = [u8; BLOCK_COLS];
 type Activations = [i8; BLOCK_COLS];
 
 /// Blocks that an i16 lane sums without overflow: 4 · 2 products a block, each up to 3 · 128, makes 3,072 · 10 = 30,720.
@@ -100,19 +99,22 @@ fn panel<const R: usize>(
     out: &mut [&mut [f32]],
 ) {
     let mut sums = [[_mm256_setzero_si256(); R]; PANEL];
-    let mut unpacked = [[[0; BLOCK_COLS]; CHUNK]; R];
+    let mut unpacked = [[[0; 32]; R]; 4 * CHUNK];
     let blocks = x.cols() / BLOCK_COLS;
     let rows: [&[Packed]; R] =
         std::array::from_fn(|r| &codes.as_chunks().0[r * blocks..][..blocks]);
     for start in (0..blocks).step_by(CHUNK) {
         let chunk = start..blocks.min(start + CHUNK);
-        for (unpacked, row) in unpacked.iter_mut().zip(rows) {
-            for (unpacked, packed) in unpacked.iter_mut().zip(&row[chunk.clone()]) {
-                store_codes(unpack(load_bytes(packed)), unpacked);
+        for (i, parts) in chunk.clone().zip(unpacked.as_chunks_mut::<4>().0) {
+            for r in 0..R {
+                for (part, codes) in parts.iter_mut().zip(unpack(load_bytes(&rows[r][i]))) {
+                    store_codes(codes, &mut part[r]);
+                }
             }
         }
-        let codes: [&[Codes]; R] = std::array::from_fn(|r| &unpacked[r][..chunk.len()]);
-        let token = |t: usize| &x.row(first + t).values.as_chunks().0[chunk.clone()];
+        let codes = &unpacked[..4 * chunk.len()];
+        let token =
+            |t: usize| &x.row(first + t).values.as_chunks().0[4 * chunk.start..4 * chunk.end];
         let mut t = 0;
         while t + TOKENS <= out.len() {
             tile::<R, TOKENS>(codes, std::array::from_fn(|i| token(t + i)), &mut sums[t..]);
@@ -131,26 +133,23 @@ fn panel<const R: usize>(
     }
 }
 
-/// Adds up to `CHUNK` blocks of `R` rows times `T` tokens to `sums[t][r]`.
+/// Adds up to `CHUNK` blocks of `R` rows times `T` tokens to `sums[t][r]`; `codes[i][r]` and `x[t][i]` are parts of 32.
+///
+/// The loop takes one part at a time: with four, the compiler mixes them and spills sums.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn tile<const R: usize, const T: usize>(
-    codes: [&[Codes]; R],
-    x: [&[Activations]; T],
+    codes: &[[[u8; 32]; R]],
+    x: [&[[i8; 32]]; T],
     sums: &mut [[__m256i; R]],
 ) {
     let mut wide = [[_mm256_setzero_si256(); R]; T];
-    for i in 0..codes[0].len() {
-        for part in 0..4 {
-            let mut c = [_mm256_setzero_si256(); R];
+    for (i, codes) in codes.iter().enumerate() {
+        for t in 0..T {
+            let x = load_integers(&x[t][i]);
             for r in 0..R {
-                c[r] = load_codes(&codes[r][i], part);
-            }
-            for t in 0..T {
-                let x = load_activations(&x[t][i], part);
-                for r in 0..R {
-                    wide[t][r] = _mm256_add_epi16(wide[t][r], _mm256_maddubs_epi16(c[r], x));
-                }
+                let products = _mm256_maddubs_epi16(load_bytes(&codes[r]), x);
+                wide[t][r] = _mm256_add_epi16(wide[t][r], products);
             }
         }
     }
@@ -212,25 +211,22 @@ pub(super) fn load_bytes(x: &[u8; 32]) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load_codes(x: &Codes, part: usize) -> __m256i {
-    load_bytes(&x.as_chunks().0[part])
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn load_activations(x: &Activations, part: usize) -> __m256i {
-    let x: &[i8; 32] = &x.as_chunks().0[part];
+pub(super) fn load_integers(x: &[i8; 32]) -> __m256i {
     // SAFETY: an unaligned load of the 32 bytes of the array.
     unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn store_codes(codes: [__m256i; 4], out: &mut Codes) {
-    for (codes, out) in codes.into_iter().zip(out.as_chunks_mut::<32>().0) {
-        // SAFETY: an unaligned store to the 32 bytes of the array.
-        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), codes) };
-    }
+pub(super) fn load_activations(x: &Activations, part: usize) -> __m256i {
+    load_integers(&x.as_chunks().0[part])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_codes(codes: __m256i, out: &mut [u8; 32]) {
+    // SAFETY: an unaligned store to the 32 bytes of the array.
+    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), codes) };
 }
 
 /// 32 lanes.
