@@ -59,7 +59,7 @@ pub struct ServerConfig {
     pub page: bool,
     /// Larger request bodies answer 413.
     pub body_limit_bytes: usize,
-    /// Open connections at a time; more answer 503 and are closed.
+    /// Open connections at a time; a few more are answered, with the state only.
     pub max_connections: usize,
     /// A request head must be complete, and a started body must go on, within this time.
     pub read_timeout: Duration,

@@ -3,11 +3,9 @@
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -17,6 +15,7 @@ use tower::ServiceExt;
 use crate::app::App;
 use crate::config::Cors;
 use crate::error::ApiError;
+use crate::serve::Visit;
 use crate::{auth, reply};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,7 +25,12 @@ const REQUEST_ID_BYTES: usize = 64;
 const SERVER: HeaderValue = HeaderValue::from_static("llama.cpp");
 
 /// Answers one request.
-pub(crate) async fn handle(app: Arc<App>, router: Router, request: Request<Incoming>) -> Response {
+pub(crate) async fn handle(visit: Visit, request: Request<Incoming>) -> Response {
+    let Visit {
+        app,
+        router,
+        crowded,
+    } = visit;
     let started = Instant::now();
     let mut request = request.map(Body::new);
     trim_trailing_slash(&mut request);
@@ -36,7 +40,7 @@ pub(crate) async fn handle(app: Arc<App>, router: Router, request: Request<Incom
 
     let mut response = if method == Method::OPTIONS {
         preflight(&app.config.cors, &request)
-    } else if let Err(error) = admit(&app, &request) {
+    } else if let Err(error) = admit(&app, &request, crowded) {
         error.into_response()
     } else {
         no_panic(router.oneshot(request)).await
@@ -58,7 +62,7 @@ pub(crate) async fn handle(app: Arc<App>, router: Router, request: Request<Incom
 }
 
 /// Keys first, then readiness: a stranger learns nothing about the state.
-fn admit(app: &App, request: &Request<Body>) -> Result<(), ApiError> {
+fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiError> {
     let path = request.uri().path();
     let route = path
         .strip_prefix(app.config.api_prefix.as_str())
@@ -72,6 +76,9 @@ fn admit(app: &App, request: &Request<Body>) -> Result<(), ApiError> {
         return Err(ApiError::unauthorized());
     }
     let always = matches!(route, "/health" | "/v1/health" | "/" | "" | "/metrics");
+    if crowded && !always {
+        return Err(ApiError::unavailable("too many connections"));
+    }
     if !always {
         app.ready()?;
     }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
+use axum::extract::State;
+use axum::http::Uri;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
@@ -81,10 +82,7 @@ fn default_settings(app: &App, model: &Model) -> Value {
 }
 
 /// `GET /slots`
-pub(crate) async fn slots(
-    State(app): State<Arc<App>>,
-    Query(query): Query<Vec<(String, String)>>,
-) -> Result<Response, ApiError> {
+pub(crate) async fn slots(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, ApiError> {
     if !app.config.slots_endpoint {
         return Err(ApiError::not_supported(
             "This server does not support slots endpoint. Start it without `--no-slots`",
@@ -92,7 +90,8 @@ pub(crate) async fn slots(
     }
     let model = app.ready()?;
     let slots = app.backend.slots();
-    let must_be_free = query.iter().any(|(key, _)| key == "fail_on_no_slot");
+    let mut asked = uri.query().unwrap_or_default().split('&');
+    let must_be_free = asked.any(|part| part.split('=').next() == Some("fail_on_no_slot"));
     if must_be_free && slots.iter().all(|slot| slot.processing) {
         return Err(ApiError::unavailable("no slot available"));
     }
@@ -135,6 +134,18 @@ fn slot_json(slot: &SlotView, n_ctx: usize) -> Value {
         }]),
     );
     Value::Object(out)
+}
+
+/// `GET /lora-adapters`: none.
+pub(crate) async fn adapters() -> Response {
+    reply::ok(&json!([]))
+}
+
+/// `POST /lora-adapters`
+pub(crate) async fn set_adapters() -> ApiError {
+    ApiError::not_supported(
+        "This server does not support LoRA adapters: they cannot be applied to ternary weights",
+    )
 }
 
 /// `GET /models`, `/v1/models`

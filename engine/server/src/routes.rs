@@ -25,10 +25,6 @@ const NOT_SUPPORTED: &[(&[&str], &str)] = &[
         "This server does not support reranking: the model generates text",
     ),
     (
-        &["/lora-adapters"],
-        "This server does not support LoRA adapters: they cannot be applied to ternary weights",
-    ),
-    (
         &[
             "/responses",
             "/v1/responses",
@@ -64,6 +60,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .get(&["/models", "/v1/models"], props::models)
         .get(&["/props"], props::props)
         .post(&["/props"], props::set_props)
+        .get(&["/lora-adapters"], props::adapters)
+        .post(&["/lora-adapters"], props::set_adapters)
         .post(&["/completion", "/completions"], completion::native)
         .post(&["/v1/completions"], completion::text)
         .post(

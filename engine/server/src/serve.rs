@@ -13,7 +13,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -28,8 +28,8 @@ const LAST_WORDS: Duration = Duration::from_millis(400);
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Largest request head, in bytes.
 const HEAD_LIMIT_BYTES: usize = 64 << 10;
-/// Sent to connections over the bound.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 82\r\n\r\n{\"error\":{\"code\":503,\"message\":\"too many connections\",\"type\":\"unavailable_error\"}}";
+/// Connections beyond the bound on which probes are still answered.
+const SPARE_CONNECTIONS: usize = 32;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -104,37 +104,53 @@ async fn drained(app: &App) {
     }
 }
 
+/// Serves a connection; over the bound for probes only, far over it not at all.
 fn admit(stream: Stream, app: &Arc<App>, router: &Router, connections: &mut JoinSet<()>) {
-    if connections.len() >= app.config.max_connections {
-        connections.spawn(async move { stream.turn_away().await });
+    let bound = app.config.max_connections;
+    if connections.len() >= bound + SPARE_CONNECTIONS {
         return;
     }
-    let (app, router) = (Arc::clone(app), router.clone());
+    let visit = Visit {
+        app: Arc::clone(app),
+        router: router.clone(),
+        crowded: connections.len() >= bound,
+    };
     match stream {
         Stream::Tcp(stream) => {
             let _ = stream.set_nodelay(true);
-            connections.spawn(connection(stream, app, router));
+            connections.spawn(connection(stream, visit));
         }
         Stream::Unix(stream) => {
-            connections.spawn(connection(stream, app, router));
+            connections.spawn(connection(stream, visit));
         }
     }
 }
 
-async fn connection<S>(stream: S, app: Arc<App>, router: Router)
+/// What a connection needs to be served.
+#[derive(Clone)]
+pub(crate) struct Visit {
+    pub(crate) app: Arc<App>,
+    pub(crate) router: Router,
+    /// There are more connections than the bound allows.
+    pub(crate) crowded: bool,
+}
+
+async fn connection<S>(stream: S, visit: Visit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let phase = app.phase();
-    let io = TokioIo::new(WriteTimeout::new(stream, app.config.write_timeout));
+    let config = &visit.app.config;
+    let phase = visit.app.phase();
+    let io = TokioIo::new(WriteTimeout::new(stream, config.write_timeout));
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(app.config.read_timeout)
+        .header_read_timeout(config.read_timeout)
+        .keep_alive(!visit.crowded)
         .max_buf_size(HEAD_LIMIT_BYTES);
     let service = service_fn(move |request| {
-        let (app, router) = (Arc::clone(&app), router.clone());
-        async move { Ok::<_, Infallible>(front::handle(app, router, request).await) }
+        let visit = visit.clone();
+        async move { Ok::<_, Infallible>(front::handle(visit, request).await) }
     });
     let mut conn = pin!(builder.serve_connection(io, service));
     let result = tokio::select! {
@@ -178,17 +194,5 @@ impl Acceptor {
             Acceptor::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
             Acceptor::Unix(listener) => Stream::Unix(listener.accept().await?.0),
         })
-    }
-}
-
-impl Stream {
-    async fn turn_away(self) {
-        let _ = timeout(Duration::from_secs(1), async {
-            match self {
-                Stream::Tcp(mut stream) => stream.write_all(FULL).await,
-                Stream::Unix(mut stream) => stream.write_all(FULL).await,
-            }
-        })
-        .await;
     }
 }

@@ -378,7 +378,7 @@ fn unknown_and_unavailable_routes() {
         ("POST", "/rerank", (501, "not_supported_error")),
         ("POST", "/props", (501, "not_supported_error")),
         ("POST", "/slots/0?action=save", (501, "not_supported_error")),
-        ("GET", "/lora-adapters", (501, "not_supported_error")),
+        ("POST", "/lora-adapters", (501, "not_supported_error")),
     ] {
         let (status, kind, message) = request(server.address, method, path, &[], b"{}").error();
         assert_eq!((status, kind.as_str()), expected, "{method} {path}");

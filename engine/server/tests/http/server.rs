@@ -118,13 +118,23 @@ impl Drop for Server {
 
 /// A model of two layers with a byte-level vocabulary.
 pub(crate) fn card() -> ModelCard {
-    let mut shape = Shape::preset("tiny").expect("a preset");
-    shape.vocabulary = Vocabulary::BytePairs {
-        pre: "llama-bpe".into(),
-    };
+    card_of(&Shape::preset("tiny").expect("a preset"))
+}
+
+/// A tiny model whose header has what Microsoft's file has, and lacks what it lacks.
+pub(crate) fn published_card() -> ModelCard {
+    let tiny = Shape::preset("tiny").expect("a preset");
+    card_of(&Shape {
+        vocabulary: Vocabulary::Published,
+        n_vocab: 1024,
+        ..tiny
+    })
+}
+
+fn card_of(shape: &Shape) -> ModelCard {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
-    synth::write(&shape, 1, &path, &mut |_, _| {}).expect("written");
+    synth::write(shape, 1, &path, &mut |_, _| {}).expect("written");
     let gguf = Gguf::open(&path).expect("readable");
     ModelCard {
         facts: ModelFacts::read(&gguf, &Overrides::default()).expect("facts"),

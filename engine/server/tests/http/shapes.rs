@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::backend::Script;
 use crate::client::request;
-use crate::server::{SLOT_CONTEXT, SLOTS, Server};
+use crate::server::{SLOT_CONTEXT, SLOTS, Server, published_card};
 
 #[test]
 fn health_says_ok_and_more() {
@@ -441,6 +441,51 @@ fn prompts_begin_with_one_bos() {
     assert_eq!(prompt[0], bos);
     server.post("/completion", json!({ "prompt": "" }));
     assert_eq!(server.backend.last_job().prompt, [bos]);
+}
+
+#[test]
+fn the_official_file_gets_the_right_template() {
+    let server = Server::loading(ServerConfig::default());
+    let card = published_card();
+    assert!(
+        card.tokenizer
+            .chat_template()
+            .expect("one")
+            .contains("BITNET")
+    );
+    let eot = card
+        .tokenizer
+        .token_id("<|eot_id|>")
+        .expect("in the vocabulary");
+    assert!(card.tokenizer.eog().contains(&eot));
+    let bos = card.tokenizer.bos();
+    server.app.set_model(card).unwrap();
+    let body = json!({ "messages": [
+        { "role": "system", "content": "S" }, { "role": "user", "content": " Hi " },
+    ] });
+    let prompt = server.post("/apply-template", body.clone()).json()["prompt"].clone();
+    let prompt = prompt.as_str().unwrap();
+    assert!(
+        prompt.ends_with("System: S<|eot_id|>User: Hi<|eot_id|>Assistant: "),
+        "{prompt}"
+    );
+
+    server.plays(Script {
+        tokens: vec![eot],
+        ..Script::default()
+    });
+    let json = server.post("/chat/completions", body).json();
+    assert_eq!(json["choices"][0]["message"]["content"], "");
+    assert_eq!(json["choices"][0]["finish_reason"], "stop");
+    let job = server.backend.last_job();
+    assert_eq!(
+        job.prompt
+            .iter()
+            .filter(|token| Some(**token) == bos)
+            .count(),
+        1
+    );
+    assert_eq!(job.prompt.iter().filter(|token| **token == eot).count(), 2);
 }
 
 #[test]
