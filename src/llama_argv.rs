@@ -156,19 +156,6 @@ fn apply(
                 .ok_or_else(|| bad(&mask, "a hexadecimal mask of CPUs such as `0xf`"))?;
             set("cpu-affinity", list);
         }
-        Action::KvType => {
-            let value = value.unwrap_or_default();
-            match value.as_str() {
-                "f16" | "f32" => set("kv-type", value),
-                "bf16" | "q8_0" | "q4_0" | "q4_1" | "iq4_nl" | "q5_0" | "q5_1" => {
-                    set("kv-type", "f16".to_owned());
-                    flags.warnings.push(format!(
-                        "{name} {value} has no effect: the cache is kept as f16"
-                    ));
-                }
-                _ => return Err(bad(&value, "`f16` or `f32`")),
-            }
-        }
         Action::ZeroOrWarn(why) => {
             if value.as_deref().is_none_or(|value| value != "0") {
                 flags.warnings.push(format!("{name} has no effect: {why}"));
@@ -242,7 +229,6 @@ pub(crate) fn help() -> String {
                 keys::find(key).map_or("", |key| key.help).to_owned()
             }
             Action::CpuMask => "CPUs to pin threads to, as a hexadecimal mask".to_owned(),
-            Action::KvType => "Type of the key/value cache: f16 or f32".to_owned(),
             Action::Help => "Print this list".to_owned(),
             Action::Version => "Print the version".to_owned(),
             Action::Accept => "Accepted; nothing to do here".to_owned(),

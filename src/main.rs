@@ -26,6 +26,10 @@ use settings::{Dialect, Flags, Settings, SettingsError};
 
 /// Version of the program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Commit this program was built from, or `unknown`; stamped by `build.rs`.
+pub(crate) const COMMIT: &str = env!("BITNET_COMMIT");
+/// The version as one number, 10203 for 1.2.3, as llama-server counts its builds; stamped by `build.rs`.
+pub(crate) const BUILD_NUMBER: &str = env!("BITNET_BUILD_NUMBER");
 
 fn main() -> ExitCode {
     match dispatch(std::env::args_os().collect()) {
@@ -137,11 +141,11 @@ fn llama_server(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Exit
             return Ok(ExitCode::SUCCESS);
         }
         llama_argv::Request::Version => {
-            eprintln!("version: {VERSION} (bitnet-launch)");
+            eprintln!("version: {BUILD_NUMBER} ({COMMIT})");
             eprintln!(
-                "built with rustc for {}-{}",
-                std::env::consts::ARCH,
-                std::env::consts::OS
+                "built with {} for {}",
+                env!("BITNET_RUSTC"),
+                env!("BITNET_TARGET")
             );
             return Ok(ExitCode::SUCCESS);
         }

@@ -1,5 +1,6 @@
 //! The command line of the real binary: what it prints, and its exit codes.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -195,6 +196,33 @@ fn health_of_nobody_is_exit_code_1() {
         (output.status.code(), stderr(&output).as_str()),
         (Some(1), "")
     );
+}
+
+#[test]
+fn health_of_somebody_follows_the_status() {
+    for (answer, code) in [
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"status\":\"ok\"}",
+            0,
+        ),
+        (
+            "HTTP/1.1 503 Loading\r\nContent-Length: 7\r\n\r\nLoading",
+            1,
+        ),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port().to_string();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let n = stream.read(&mut request).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8_lossy(&request[..n]).into_owned()
+        });
+        let output = launch(&["health", "--port", &port], &[]);
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(server.join().unwrap().starts_with("GET /health HTTP/1.1"));
+    }
 }
 
 #[test]

@@ -24,8 +24,6 @@ pub(super) enum Action {
     SetTo(&'static str, &'static str),
     /// A mask of CPUs.
     CpuMask,
-    /// A cache type; those that are missing here fall back to f16.
-    KvType,
     /// Nothing to do, nothing lost.
     Accept,
     /// No effect, and the user should know.
@@ -63,7 +61,7 @@ const fn flag(
     }
 }
 
-use Action::{Accept, CpuMask, Help, KvType, Refuse, Set, SetTo, Version, Warn, ZeroOrWarn};
+use Action::{Accept, CpuMask, Help, Refuse, Set, SetTo, Version, Warn, ZeroOrWarn};
 use Arity::{Bare, One, OneOf, Two};
 
 /// Every flag, in the order of the help.
@@ -97,7 +95,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["-cb", "--cont-batching"], Bare, Accept, &["LLAMA_ARG_CONT_BATCHING"]),
     flag(&["-nocb", "--no-cont-batching"], Bare, Warn("requests are always batched"), &["LLAMA_ARG_NO_CONT_BATCHING"]),
     flag(&["-fa", "--flash-attn"], OneOf(&["on", "off", "auto", "1", "0", "true", "false", "enabled", "disabled"]), Accept, &["LLAMA_ARG_FLASH_ATTN"]),
-    flag(&["-ctk", "--cache-type-k", "-ctv", "--cache-type-v"], One, KvType, &["LLAMA_ARG_CACHE_TYPE_V"]),
+    flag(&["-ctk", "--cache-type-k", "-ctv", "--cache-type-v"], One, Set("kv-type"), &[]),
     flag(&["--mmap"], Bare, Accept, &["LLAMA_ARG_MMAP"]),
     flag(&["--no-mmap"], Bare, Warn("the file is always mapped; `--mlock` keeps it in memory"), &["LLAMA_ARG_NO_MMAP"]),
     flag(&["--mlock"], Bare, SetTo("mlock", "on"), &[]),

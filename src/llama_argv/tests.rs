@@ -119,7 +119,6 @@ fn errors_name_the_flag() {
             "--mmproj x",
             "flag --mmproj can't be used: the model reads text only",
         ),
-        ("-ctk i8", "flag -ctk is `i8`, expected `f16` or `f32`"),
     ] {
         assert_eq!(parse(words(line)).unwrap_err().to_string(), wanted);
     }
@@ -131,6 +130,19 @@ fn errors_name_the_flag() {
             .starts_with("flag -c is `many`, expected a number of tokens"),
         "{error}"
     );
+}
+
+#[test]
+fn cache_types_of_the_original_become_the_nearest() {
+    let s = settings("-ctk f32 --cache-type-v q8_0");
+    assert_eq!(s.kv_type.value, bitnet_model::protocol::KvType::F16);
+    assert_eq!(
+        s.warnings,
+        ["flag --cache-type-v q8_0 has no effect: the cache is kept as f16"]
+    );
+    let error = Settings::read(flags("-ctk i8"), &Environment::new(), Dialect::LlamaServer);
+    let error = error.unwrap_err().to_string();
+    assert_eq!(error, "flag -ctk is `i8`, expected `f16` or `f32`");
 }
 
 #[test]

@@ -115,10 +115,11 @@ impl Asked {
     pub(super) fn into_settings(
         self,
         dialect: Dialect,
-        warnings: Vec<String>,
+        mut warnings: Vec<String>,
     ) -> Result<Settings, SettingsError> {
         let defaults = SamplingParams::default();
         let mut notices = Vec::new();
+        self.warn_of_kv_type(&mut warnings);
         let number = |name, default| self.or(name, default, values::number);
         let llama = dialect == Dialect::LlamaServer;
         Ok(Settings {
@@ -262,6 +263,16 @@ impl Asked {
         let source = asked.source.clone();
         let value = locate_model(Path::new(asked.value.trim()), &source, notices)?;
         Ok(Setting { value, source })
+    }
+
+    fn warn_of_kv_type(&self, warnings: &mut Vec<String>) {
+        if let Some(Setting { value, source }) = self.0.get("kv-type")
+            && !values::kv_type_is_ours(value)
+        {
+            warnings.push(format!(
+                "{source} {value} has no effect: the cache is kept as f16"
+            ));
+        }
     }
 
     /// Stop texts may hold commas and blanks: repeated flags are kept apart by [`LIST_SEPARATOR`], and only by it.

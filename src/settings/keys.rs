@@ -140,7 +140,7 @@ pub(crate) const KEYS: &[Key] = &[
     switch(
         MODEL,
         "untied-head",
-        "Use the file's output.weight as output head; --no-untied-head uses the token embedding",
+        "Use the file's output.weight as output head; off: the token embedding",
     )
     .default("by architecture and file"),
     value(MODEL, "pre-tokenizer", "NAME", "Pre-tokenizer in place of tokenizer.ggml.pre").default("the file's"),
@@ -186,7 +186,7 @@ pub(crate) const KEYS: &[Key] = &[
     value(MEMORY, "ubatch-size", "N", "llama-server's physical batch; the smaller of both counts")
         .env(&["LLAMA_ARG_UBATCH"]),
     value(MEMORY, "kv-type", "TYPE", "Type of the key/value cache: f16 or f32")
-        .env(&["LLAMA_ARG_CACHE_TYPE_K"])
+        .env(&["LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V"])
         .default("f16"),
     switch(MEMORY, "mlock", "Lock the weights in memory")
         .env(&["LLAMA_ARG_MLOCK"])
