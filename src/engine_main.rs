@@ -1,11 +1,75 @@
-//! The engine process.
+//! The engine process: `bitnet-launch engine`, started by the supervisor with one end of a socket pair as its standard
+//! input.
+//!
+//! Its life belongs to the server: it ends with its parent, and with the control socket. Signals that a terminal or a
+//! service manager sends to all processes at once are left to the server, which lets running requests finish first.
 
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-/// Runs the engine on its inherited socket until the socket closes.
+use anyhow::Context;
+use bitnet_model::engine::{self, RunError};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, Signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::demo;
+
+/// Out of memory, the kernel should end the engine, which is replaced, rather than the server.
+const OOM_SCORE_ADJ: &str = "500";
+
+/// Runs an engine on standard input until the server hangs up.
 ///
 /// # Errors
-/// When the model can't be loaded.
+/// When standard input is no socket; when the control socket breaks or the engine panics.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
-    anyhow::bail!("the engine is not built yet")
+    log_to_stderr();
+    let control = control_socket()?;
+    tie_to_parent();
+    let reader = control.try_clone()?;
+    match engine::run(reader, control, || Some(demo::bytes())) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // The server has been told and tells the user.
+        Err(RunError::Load(_)) => Ok(ExitCode::FAILURE),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `LEVEL message` per line, as the supervisor reads it; the level is the server's, in `RUST_LOG`.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .try_init();
+}
+
+fn control_socket() -> anyhow::Result<UnixStream> {
+    let stdin = io::stdin();
+    let not_ours =
+        "standard input is no control socket; `engine` is started by `bitnet-launch serve`";
+    anyhow::ensure!(!stdin.is_terminal(), not_ours);
+    let control: OwnedFd = stdin.as_fd().try_clone_to_owned()?;
+    let control = UnixStream::from(control);
+    control.peer_addr().context(not_ours)?;
+    Ok(control)
+}
+
+/// None of this is needed to work: what the system refuses is left out.
+fn tie_to_parent() {
+    if let Err(error) = set_pdeathsig(Signal::SIGKILL) {
+        tracing::debug!("no parent-death signal: {error}");
+    }
+    let servers = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    if let Err(error) = servers.thread_block() {
+        tracing::debug!("cannot leave signals to the server: {error}");
+    }
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
+        tracing::debug!("oom_score_adj stays: {error}");
+    }
 }

@@ -6,12 +6,14 @@ mod doctor;
 mod engine_main;
 mod health;
 mod host;
+mod listen;
 mod llama_argv;
 mod logging;
 mod plan;
 mod serve;
 mod settings;
 mod startup;
+mod supervise;
 mod synth;
 
 use std::ffi::OsString;

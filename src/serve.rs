@@ -1,15 +1,315 @@
-//! Serves.
+//! `bitnet-launch serve`: socket, model, plan, engine, HTTP, and the way out, in this order.
+//!
+//! The socket answers from the first milliseconds, with 503 `Loading model` until the engine is ready. The model's header
+//! is read and the plan made beside it; the tokenizer is built while the engine loads. What makes serving impossible before
+//! the first engine was ready ends the process; later failures show in `/health`.
 
+use std::io;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
+use anyhow::Context;
+use bitnet_model::protocol::ModelSource;
+use bitnet_model::tokenizer::Tokenizer;
+use bitnet_server::{ApiKeys, App, Cors, ModelCard, ServerConfig};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use crate::demo;
+use crate::listen::Sockets;
 use crate::settings::Settings;
+use crate::startup::{self, Prepared};
+use crate::supervise::broker::{Broker, BrokerConfig, Notice, Unstarted};
+use crate::supervise::child::EngineProcesses;
+use crate::supervise::state::Failure;
 
-/// Serves until told to stop.
+/// Threads that parse, render and write HTTP; the CPUs belong to the engine.
+const HTTP_THREADS: usize = 2;
+/// Everything that is left after the drain timeout has to end within this time.
+const EXIT_GRACE: Duration = Duration::from_millis(900);
+/// An engine that loads slower than this from a disk is not going to be of use.
+const LOAD_BYTES_S: u64 = 20_000_000;
+/// Added to the time an engine may load.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// A busy engine that reports no progress for this long is replaced; it reports inside long steps, too.
+const HANG_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Serves until a signal ends it.
 ///
 /// # Errors
-/// When the start fails.
+/// When the socket can't be bound, or the model can't be served.
 pub(crate) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    let prepared = crate::startup::prepare(&settings)?;
-    prepared.log(&settings);
-    anyhow::bail!("the server is not built yet")
+    let sockets = Sockets::bind(&settings.hosts.value, settings.port.value)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the threads that serve HTTP")?;
+    let result = runtime.block_on(async { Server::start(settings, sockets)?.live().await });
+    runtime.shutdown_background();
+    result
+}
+
+/// The running program.
+struct Server {
+    app: Arc<App>,
+    broker: Broker,
+    addresses: Vec<String>,
+    drain_timeout: Duration,
+    listeners: JoinSet<io::Result<()>>,
+    /// Reads the model and starts the engine.
+    opening: JoinHandle<anyhow::Result<UnboundedReceiver<Notice>>>,
+    signals: Signals,
+}
+
+impl Server {
+    fn start(settings: Settings, sockets: Sockets) -> anyhow::Result<Server> {
+        let signals = Signals::new().context("cannot listen to signals")?;
+        let addresses = sockets.urls();
+        let drain_timeout = settings.drain_timeout.value;
+        let (broker, unstarted) = Broker::new();
+        let config = server_config(&settings, sockets.addresses());
+        let app = App::new(config, Arc::new(broker.clone()));
+        let mut listeners = JoinSet::new();
+        for listener in sockets.into_listeners() {
+            listeners.spawn(bitnet_server::serve(listener, Arc::clone(&app)));
+        }
+        let opening = tokio::task::spawn_blocking({
+            let app = Arc::clone(&app);
+            move || open(&settings, unstarted, &app)
+        });
+        Ok(Server {
+            app,
+            broker,
+            addresses,
+            drain_timeout,
+            listeners,
+            opening,
+            signals,
+        })
+    }
+
+    async fn live(mut self) -> anyhow::Result<ExitCode> {
+        let mut notices = tokio::select! {
+            opened = &mut self.opening => match opened {
+                Ok(Ok(notices)) => notices,
+                Ok(Err(failure)) => return self.fail(None, failure).await,
+                Err(panic) => return self.fail(None, Failure::new(format!("reading the model failed: {panic}"))).await,
+            },
+            _ = self.signals.next() => return self.leave(None).await,
+            Some(ended) = self.listeners.join_next() => return self.fail(None, socket_failure(ended)).await,
+        };
+        let mut announced = false;
+        loop {
+            tokio::select! {
+                Some(notice) = notices.recv() => match notice {
+                    Notice::Ready { load_ms, pid } => {
+                        tracing::info!("model loaded in {load_ms:.0} ms, engine process {pid}");
+                        if !announced {
+                            self.announce();
+                        }
+                        announced = true;
+                    }
+                    Notice::Failed { failure, ever_ready: false } => {
+                        return self.fail(Some(notices), failure).await;
+                    }
+                    Notice::Failed { .. } => tracing::error!("all requests are refused until a restart"),
+                    Notice::Stopped => return self.fail(None, Failure::new("the supervisor ended")).await,
+                },
+                _ = self.signals.next() => return self.leave(Some(notices)).await,
+                Some(ended) = self.listeners.join_next() => {
+                    return self.fail(Some(notices), socket_failure(ended)).await;
+                }
+            }
+        }
+    }
+
+    fn announce(&self) {
+        for address in &self.addresses {
+            tracing::info!("listening on {address}");
+        }
+    }
+
+    /// The polite end: what runs finishes within the drain timeout. A second signal ends at once.
+    async fn leave(
+        mut self,
+        notices: Option<UnboundedReceiver<Notice>>,
+    ) -> anyhow::Result<ExitCode> {
+        let limit = self.drain_timeout;
+        tracing::info!(
+            "shutting down: running requests have {:.1} s; a second signal ends at once",
+            limit.as_secs_f64()
+        );
+        self.app.drain(limit);
+        let broker = self.broker.clone();
+        let end = async {
+            while self.listeners.join_next().await.is_some() {}
+            broker.drain(Duration::ZERO);
+            if let Some(notices) = notices {
+                stopped(notices).await;
+            }
+        };
+        tokio::select! {
+            () = end => {}
+            () = sleep(limit + EXIT_GRACE) => tracing::warn!("not everything ended in time"),
+            number = self.signals.next() => {
+                self.broker.stop();
+                return Ok(ExitCode::from(128 + number));
+            }
+        }
+        tracing::info!("bye");
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn fail(
+        self,
+        notices: Option<UnboundedReceiver<Notice>>,
+        failure: impl Into<anyhow::Error>,
+    ) -> anyhow::Result<ExitCode> {
+        self.broker.stop();
+        if let Some(notices) = notices {
+            let _ = timeout(EXIT_GRACE, stopped(notices)).await;
+        }
+        Err(failure.into())
+    }
+}
+
+/// Returns when the supervisor has ended its engine and itself.
+async fn stopped(mut notices: UnboundedReceiver<Notice>) {
+    while let Some(notice) = notices.recv().await {
+        if notice == Notice::Stopped {
+            return;
+        }
+    }
+}
+
+fn socket_failure(ended: Result<io::Result<()>, tokio::task::JoinError>) -> Failure {
+    Failure::new(match ended {
+        Ok(Ok(())) => "the HTTP server ended".to_owned(),
+        Ok(Err(error)) => format!("the HTTP server ended: {error}"),
+        Err(error) => format!("the HTTP server ended: {error}"),
+    })
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next one's number.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.terminate.recv() => 15,
+            _ = self.interrupt.recv() => 2,
+        }
+    }
+}
+
+/// Reads the header, plans, starts the supervisor with the first engine, and builds the tokenizer while that loads.
+fn open(
+    settings: &Settings,
+    unstarted: Unstarted,
+    app: &App,
+) -> anyhow::Result<UnboundedReceiver<Notice>> {
+    let prepared = startup::prepare(settings)?;
+    prepared.log(settings);
+    let Prepared { facts, plan, .. } = &prepared;
+    let config = BrokerConfig {
+        engine: plan.engine_config(settings),
+        max_queue: settings.max_queue.value,
+        context_shift: settings.context_shift.value,
+        start_timeout: START_TIMEOUT + Duration::from_secs(facts.file_bytes / LOAD_BYTES_S),
+        hang_timeout: settings.hang_timeout.value.unwrap_or(HANG_TIMEOUT),
+    };
+    let engines = EngineProcesses {
+        log_level: settings.log_level.value.map(|level| level.to_string()),
+    };
+    let notices = unstarted
+        .start(config, engines)
+        .context("cannot start the supervisor")?;
+    let card = model_card(settings, prepared)?;
+    app.set_model(card)
+        .context("cannot use the chat template")?;
+    Ok(notices)
+}
+
+fn model_card(settings: &Settings, prepared: Prepared) -> anyhow::Result<ModelCard> {
+    let source = &settings.model.value;
+    let Prepared {
+        gguf, facts, plan, ..
+    } = prepared;
+    let tokenizer = Tokenizer::from_gguf(&gguf, &settings.overrides)
+        .with_context(|| format!("cannot load {}", startup::described(source)))?;
+    Ok(ModelCard {
+        facts,
+        tokenizer,
+        path: match source {
+            ModelSource::File(path) => path.display().to_string(),
+            ModelSource::Demo => demo::NAME.to_owned(),
+        },
+        created_unix_s: match source {
+            ModelSource::File(path) => modified_unix_s(path),
+            ModelSource::Demo => 0,
+        },
+        slots: plan.slots.value,
+        slot_context: plan.slot_context.value,
+        prefill_batch: plan.prefill_batch.value,
+        kernel: plan.kernel.value.to_string(),
+        threads: plan.threads(),
+    })
+}
+
+fn modified_unix_s(path: &Path) -> u64 {
+    std::fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .map_or(0, |age| age.as_secs())
+}
+
+fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
+    ServerConfig {
+        addresses,
+        aliases: settings.alias.value.clone(),
+        api_keys: ApiKeys(settings.api_keys.value.clone()),
+        public_models: settings.public_models.value,
+        max_tokens: settings.n_predict.value,
+        n_keep: settings.keep.value,
+        sampling: settings.sampling.params(),
+        seed: settings.sampling.seed.value,
+        stop: settings.stop.value.clone(),
+        cache_prompt: settings.cache_prompt.value,
+        special: settings.special.value,
+        chat_template: settings.chat_template.value.clone(),
+        template_kwargs: settings.chat_template_kwargs.value.clone(),
+        system_message: settings.system_prompt.value.clone(),
+        prefill_assistant: settings.prefill_assistant.value,
+        cors: Cors {
+            origins: settings.cors_origins.value.clone(),
+            methods: settings.cors_methods.value.clone(),
+            headers: settings.cors_headers.value.clone(),
+            no_credentials: !settings.cors_credentials.value,
+        },
+        api_prefix: settings.api_prefix.value.clone(),
+        slots_endpoint: settings.slots.value,
+        metrics_endpoint: settings.metrics.value,
+        props_endpoint: settings.props.value,
+        page: settings.ui.value,
+        write_timeout: settings.timeout.value,
+        sse_ping: settings.sse_ping.value,
+        ..ServerConfig::default()
+    }
 }

@@ -72,6 +72,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(e) = cause.downcast_ref::<bitnet_model::facts::FactsError>() {
             return e.hint().map(str::to_owned);
         }
+        if let Some(e) = cause.downcast_ref::<crate::supervise::state::Failure>() {
+            return e.hint.clone();
+        }
         let gguf = cause.downcast_ref::<bitnet_model::gguf::GgufError>()?;
         gguf.hint().map(str::to_owned)
     })

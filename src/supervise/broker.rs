@@ -525,13 +525,12 @@ impl Supervisor {
                 );
             }
             Phase::Draining { .. } => {
-                tracing::info!("shutting down: finishing {} requests", self.open());
+                tracing::debug!("draining: {} requests are left", self.open());
             }
             Phase::Killing { why } => tracing::error!("killing the engine: {}", why.reason),
             Phase::Failed(failure) => {
-                tracing::error!("no engine: {}", failure.reason);
-                if let Some(hint) = &failure.hint {
-                    tracing::error!("hint: {hint}");
+                if self.state.ever_ready {
+                    tracing::error!("no engine: {}", failure.reason);
                 }
                 let _ = self.notices.send(Notice::Failed {
                     failure: failure.clone(),
@@ -857,18 +856,7 @@ impl Supervisor {
         if running.generation != generation {
             return;
         }
-        match frame {
-            FromEngine::Heartbeat { steps } => {
-                let advanced = steps.saturating_sub(running.steps);
-                running.steps = steps.max(running.steps);
-                if advanced > 0 {
-                    running.progress_at = Instant::now();
-                }
-                self.shared.view().counters.decode_steps += advanced;
-                return;
-            }
-            _ => running.progress_at = Instant::now(),
-        }
+        running.progress_at = Instant::now();
         match frame {
             FromEngine::Ready { load_ms } => {
                 running.ready = true;
@@ -878,6 +866,9 @@ impl Supervisor {
             }
             FromEngine::Failed { message, hint } => {
                 let reason = message;
+                if self.state.ever_ready {
+                    tracing::error!("the engine can't load the model again: {reason}");
+                }
                 self.event(Event::LoadFailed(Failure { reason, hint }));
             }
             FromEngine::Prefill {
@@ -899,7 +890,11 @@ impl Supervisor {
             }
             FromEngine::Token { id, token, probs } => self.token(id, token, probs),
             FromEngine::Done { id, finish } => self.done(id, finish),
-            FromEngine::Heartbeat { .. } => {}
+            FromEngine::Heartbeat { steps } => {
+                let advanced = steps.saturating_sub(running.steps);
+                running.steps += advanced;
+                self.shared.view().counters.decode_steps += advanced;
+            }
         }
     }
 

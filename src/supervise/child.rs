@@ -130,12 +130,19 @@ fn advice(signal: i32) -> Option<&'static str> {
 
 /// Starts `bitnet-launch engine` processes.
 #[derive(Debug, Default)]
-pub(crate) struct EngineProcesses;
+pub(crate) struct EngineProcesses {
+    /// Level of their log lines; `None` leaves `RUST_LOG` as it is.
+    pub(crate) log_level: Option<String>,
+}
 
 impl Spawn for EngineProcesses {
     fn spawn(&mut self, exited: Box<dyn FnOnce() + Send>) -> io::Result<Box<dyn Engine>> {
         let (ours, theirs) = UnixStream::pair()?;
-        let mut child = Command::new(own_binary()?)
+        let mut command = Command::new(own_binary()?);
+        if let Some(level) = &self.log_level {
+            command.env("RUST_LOG", level);
+        }
+        let mut child = command
             .arg0("bitnet-launch")
             .arg("engine")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -285,12 +292,12 @@ fn log_line(line: &str) {
     let (level, message) = line.trim_start().split_once(' ').unwrap_or(("", line));
     let message = message.trim_start();
     match level {
-        "ERROR" => tracing::error!(target: "engine", "{message}"),
-        "WARN" => tracing::warn!(target: "engine", "{message}"),
-        "INFO" => tracing::info!(target: "engine", "{message}"),
-        "DEBUG" => tracing::debug!(target: "engine", "{message}"),
-        "TRACE" => tracing::trace!(target: "engine", "{message}"),
-        _ => tracing::warn!(target: "engine", "{line}"),
+        "ERROR" => tracing::error!("engine: {message}"),
+        "WARN" => tracing::warn!("engine: {message}"),
+        "INFO" => tracing::info!("engine: {message}"),
+        "DEBUG" => tracing::debug!("engine: {message}"),
+        "TRACE" => tracing::trace!("engine: {message}"),
+        _ => tracing::warn!("engine: {line}"),
     }
 }
 

@@ -7,6 +7,7 @@
 //! any ──drain──▶ Draining ──no jobs, or deadline──▶ Stopping ──exit──▶ Stopped
 //! ```
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// First pause before a restart.
@@ -20,7 +21,7 @@ pub(crate) const CRASH_LIMIT: usize = 5;
 /// See [`CRASH_LIMIT`].
 pub(crate) const CRASH_WINDOW: Duration = Duration::from_secs(60);
 /// How long an engine may take to leave after its control socket was closed.
-pub(crate) const END_GRACE: Duration = Duration::from_millis(500);
+pub(crate) const END_GRACE: Duration = Duration::from_millis(300);
 
 /// Why there is no engine, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,24 @@ pub(crate) struct Failure {
     /// What the user can do, if there is something.
     pub(crate) hint: Option<String>,
 }
+
+impl Failure {
+    /// Nothing can be advised.
+    pub(crate) fn new(reason: impl Into<String>) -> Failure {
+        Failure {
+            reason: reason.into(),
+            hint: None,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Failure {}
 
 /// What the engine is doing.
 #[derive(Debug, Clone, PartialEq)]
