@@ -255,7 +255,7 @@ fn model_card(settings: &Settings, prepared: Prepared) -> anyhow::Result<ModelCa
         .with_context(|| format!("cannot load {}", startup::described(source)))?;
     Ok(ModelCard {
         facts,
-        tokenizer,
+        tokenizer: Arc::new(tokenizer),
         path: match source {
             ModelSource::File(path) => path.display().to_string(),
             ModelSource::Demo => demo::NAME.to_owned(),

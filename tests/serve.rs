@@ -23,7 +23,7 @@ fn story(seed: u64) -> Value {
 #[test]
 fn serves_the_demo_model() {
     let server = Server::ready(&[]);
-    assert_eq!(server.get("/health").json(), json!({"status": "ok"}));
+    assert_eq!(server.get("/health").json()["status"], "ok");
 
     let reply = server.post(
         "/completion",
