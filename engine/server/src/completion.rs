@@ -12,8 +12,9 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::generate::{Run, Step};
 use crate::model::Model;
-use crate::reply::{self, Writer};
+use crate::reply;
 use crate::request::{Dialect, Params, expected};
+use crate::writer::Writer;
 use crate::{chat, prompt, stream};
 
 /// A request body, whatever its content type says, not parsed yet.

@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
@@ -18,6 +18,8 @@ use crate::error::ApiError;
 use crate::serve::Visit;
 use crate::{auth, reply};
 
+/// Log target of the request lines.
+const ACCESS: &str = "bitnet_server::access";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken over from a client.
 const REQUEST_ID_BYTES: usize = 64;
@@ -50,15 +52,20 @@ pub(crate) async fn handle(visit: Visit, request: Request<Incoming>) -> Response
     headers.insert(header::SERVER, SERVER);
     headers.insert(REQUEST_ID, id.clone());
     allow_origin(&app.config.cors, origin, headers);
-    tracing::info!(
-        target: "bitnet_server::access",
-        id = id.to_str().unwrap_or_default(),
-        %method,
-        path,
-        status = response.status().as_u16(),
-        ms = started.elapsed().as_millis() as u64,
-    );
+    log(&id, &method, &path, response.status(), started.elapsed());
     response
+}
+
+/// One line per request, at its head; those of probes only for who wants details.
+fn log(id: &HeaderValue, method: &Method, path: &str, status: StatusCode, took: Duration) {
+    let (id, status) = (id.to_str().unwrap_or_default(), status.as_u16());
+    let ms = took.as_millis() as u64;
+    match path {
+        "/health" | "/v1/health" | "/metrics" | "/slots" if status == 200 => {
+            tracing::debug!(target: ACCESS, "{method} {path} {status} in {ms} ms, request {id}");
+        }
+        _ => tracing::info!(target: ACCESS, "{method} {path} {status} in {ms} ms, request {id}"),
+    }
 }
 
 /// Keys first, then readiness: a stranger learns nothing about the state.

@@ -271,6 +271,22 @@ impl Choice {
         }
     }
 
+    /// Numbers only, never text.
+    fn log(&self, task: u64, end: End) {
+        let Timings {
+            cached,
+            prompt_n,
+            prompt_ms,
+            predicted_n,
+            predicted_ms,
+        } = self.timings;
+        tracing::info!(
+            target: "bitnet_server::generation",
+            "task {task} {end}: prompt {prompt_n} tokens and {cached} cached in {prompt_ms:.0} ms, \
+        answer {predicted_n} tokens in {predicted_ms:.0} ms"
+        );
+    }
+
     fn finished(&self, end: End) -> Finished {
         Finished {
             prompt_tokens: self.timings.prompt_n as u64,
@@ -448,14 +464,16 @@ impl Run {
 
     /// Counts an answer and forgets it; its handle cancels what may still run.
     fn retire(&mut self, at: usize, end: End) {
-        let (choice, _handle) = self.running.remove(at);
+        let (choice, handle) = self.running.remove(at);
+        choice.log(handle.id, end);
         self.app.metrics.finished(choice.finished(end));
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        for (choice, _handle) in self.running.drain(..) {
+        for (choice, handle) in self.running.drain(..) {
+            choice.log(handle.id, End::Cancelled);
             self.app.metrics.finished(choice.finished(End::Cancelled));
         }
     }

@@ -29,6 +29,8 @@ mod stream;
 mod template;
 mod timeout;
 mod tokens;
+mod values;
+mod writer;
 
 pub use app::App;
 pub use config::{ApiKeys, Cors, ServerConfig};

@@ -1,14 +1,12 @@
 //! Counters and histograms, and their Prometheus text: llama-server's names under `llamacpp:`, our own under `bitnet_`.
 
-use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+use std::fmt::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-
-use std::sync::Arc;
 
 use crate::app::App;
 use crate::backend::{BackendCounters, BackendState, SlotView};
@@ -71,6 +69,16 @@ pub(crate) enum End {
     /// The client went away, or the server shut down.
     Cancelled,
     Failed,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            End::Complete => "done",
+            End::Cancelled => "cancelled",
+            End::Failed => "failed",
+        })
+    }
 }
 
 impl Metrics {

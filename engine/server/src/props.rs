@@ -11,8 +11,9 @@ use crate::app::App;
 use crate::backend::SlotView;
 use crate::error::ApiError;
 use crate::model::Model;
-use crate::reply::{self, object, sampling_json};
+use crate::reply::{self, object};
 use crate::template::builtin_names;
+use crate::values::sampling_json;
 
 /// `GET /props`
 pub(crate) async fn props(State(app): State<Arc<App>>) -> Result<Response, ApiError> {

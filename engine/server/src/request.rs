@@ -183,7 +183,10 @@ const NUMBERS: &[Number] = &[
         high: U32,
         hard: true,
         integer: true,
-        get: |s| f64::from(s.repeat_last_n),
+        get: |s| match s.repeat_last_n {
+            u32::MAX => -1.0,
+            n => f64::from(n),
+        },
         set: |s, value| s.repeat_last_n = if value < 0.0 { u32::MAX } else { value as u32 },
     },
     number!(["repeat_penalty"], f32::MIN_POSITIVE as f64, ANY, hard, f32 repeat_penalty),
@@ -521,7 +524,7 @@ pub(crate) fn sampling_numbers(sampling: &SamplingParams) -> Map<String, Value> 
     let shown = |number: &Number| {
         let value = (number.get)(sampling);
         let value = if number.integer {
-            json!(value as u64)
+            json!(value as i64)
         } else {
             json!(value)
         };

@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::completion::stream_body;
 use crate::error::ApiError;
 use crate::generate::{Run, Step};
-use crate::reply::Writer;
 use crate::request::Params;
+use crate::writer::Writer;
 
 /// The head of the answer waits this long for the first token, so that an early error can be a plain HTTP error.
 const FIRST_TOKEN_WAIT: Duration = Duration::from_secs(5);

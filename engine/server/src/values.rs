@@ -1,0 +1,137 @@
+//! Timings, progress and settings as clients see them.
+
+use bitnet_model::protocol::SamplingParams;
+use serde_json::{Map, Value, json};
+
+use crate::generate::{Progress, Timings};
+use crate::metrics::ratio;
+use crate::model::Model;
+use crate::reply::{finite, object};
+use crate::request::{Params, sampler_name, sampling_numbers};
+
+pub(crate) fn progress_json(progress: &Progress) -> Value {
+    json!({
+        "total": progress.total,
+        "cache": progress.cached,
+        "processed": progress.processed,
+        "time_ms": progress.ms.max(0.0).round() as u64,
+    })
+}
+
+/// Generation rates count the steps between tokens: the first token comes with the prompt.
+pub(crate) fn timings_json(timings: &Timings) -> Value {
+    let prompt_n = timings.prompt_n as f64;
+    let steps = timings.predicted_n.saturating_sub(1) as f64;
+    let (prompt_ms, predicted_ms) = (finite(timings.prompt_ms), finite(timings.predicted_ms));
+    json!({
+        "cache_n": timings.cached,
+        "prompt_n": timings.prompt_n,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": ratio(prompt_ms, prompt_n),
+        "prompt_per_second": ratio(1e3 * prompt_n, prompt_ms),
+        "predicted_n": timings.predicted_n,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": ratio(predicted_ms, steps),
+        "predicted_per_second": ratio(1e3 * steps, predicted_ms),
+    })
+}
+
+/// What a sampling is made of, as `/slots`, `/props` and `generation_settings` show it.
+pub(crate) fn sampling_json(sampling: &SamplingParams) -> Map<String, Value> {
+    let mut out = Map::new();
+    out.insert("seed".into(), json!(sampling.seed));
+    out.extend(sampling_numbers(sampling));
+    let samplers: Vec<&str> = sampling
+        .samplers
+        .iter()
+        .map(|kind| sampler_name(*kind))
+        .collect();
+    let biases: Vec<Value> = sampling
+        .logit_bias
+        .iter()
+        .map(|(token, bias)| json!({ "bias": finite(f64::from(*bias)), "token": token }))
+        .collect();
+    out.extend(object(json!({
+        "n_probs": sampling.n_probs,
+        "post_sampling_probs": sampling.post_sampling_probs,
+        "ignore_eos": sampling.ignore_eos,
+        "logit_bias": biases,
+        "samplers": samplers,
+        "top_n_sigma": -1.0,
+        "xtc_probability": 0.0,
+        "xtc_threshold": 0.1,
+        "dry_multiplier": 0.0,
+        "dry_base": 1.75,
+        "dry_allowed_length": 2,
+        "dry_penalty_last_n": 64,
+        "dry_sequence_breakers": ["\n", ":", "\"", "*"],
+        "mirostat": 0,
+        "mirostat_tau": 5.0,
+        "mirostat_eta": 0.1,
+        "adaptive_target": -1.0,
+        "adaptive_decay": 0.9,
+        "tfs_z": 1.0,
+        "penalize_nl": false,
+    })));
+    out
+}
+
+/// `generation_settings`: the request's parameters as they were used.
+pub(crate) fn settings_json(params: &Params, seed: u32, model: &Model) -> Value {
+    let mut out = sampling_json(&params.sampling);
+    let max_tokens = params.max_tokens.map_or(-1, i64::from);
+    out.extend(object(json!({
+        "n_predict": max_tokens,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "seed_cur": seed,
+        "stop": params.stop,
+        "n_keep": params.n_keep,
+        "n_discard": 0,
+        "stream": params.stream,
+        "grammar": "",
+        "grammar_lazy": false,
+        "grammar_triggers": [],
+        "preserved_tokens": [],
+        "chat_format": "Content-only",
+        "reasoning_format": "none",
+        "reasoning_in_content": false,
+        "generation_prompt": "",
+        "speculative.types": "none",
+        "timings_per_token": params.timings_per_token,
+        "backend_sampling": false,
+        "lora": [],
+        "cache_prompt": params.cache_prompt,
+        "n_ctx": model.card.slot_context,
+        "model": model.id,
+    })));
+    Value::Object(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_count_steps_between_tokens() {
+        let timings = Timings {
+            cached: 3,
+            prompt_n: 4,
+            prompt_ms: 20.0,
+            predicted_n: 5,
+            predicted_ms: 80.0,
+        };
+        let json = timings_json(&timings);
+        assert_eq!(json["predicted_per_second"], 50.0);
+        assert_eq!(json["predicted_per_token_ms"], 20.0);
+        assert_eq!(json["prompt_per_second"], 200.0);
+        let one = timings_json(&Timings {
+            predicted_n: 1,
+            ..Timings::default()
+        });
+        assert_eq!(
+            (&one["predicted_per_second"], &one["predicted_per_token_ms"]),
+            (&json!(0.0), &json!(0.0))
+        );
+    }
+}

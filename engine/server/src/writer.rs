@@ -1,0 +1,252 @@
+//! Writes the answers of the generation routes: llama-server's native objects, OpenAI's text and chat objects, and their
+//! stream frames. Pure: steps in, values out.
+
+mod native;
+mod openai;
+
+use std::sync::Arc;
+
+use bitnet_model::protocol::TokenProbs;
+use serde_json::{Map, Value, json};
+
+use crate::clock;
+use crate::config::ServerConfig;
+use crate::generate::{Delta, Outcome, Step, Timings};
+use crate::model::Model;
+use crate::reply::{finite, object, random_id};
+use crate::request::{Dialect, Params};
+use crate::values::timings_json;
+
+/// Writes the answers of one request in its dialect. One per request: ids and times stay the same over a stream.
+pub(crate) struct Writer {
+    dialect: Dialect,
+    params: Arc<Params>,
+    model: Arc<Model>,
+    id: String,
+    created: u64,
+    fingerprint: String,
+    /// Several answers were asked for.
+    many: bool,
+    /// Per answer.
+    choices: Vec<WriterChoice>,
+}
+
+#[derive(Default)]
+struct WriterChoice {
+    /// Its role, or the echoed prompt, was sent.
+    begun: bool,
+    /// Probabilities of tokens whose text is not out yet.
+    logprobs: Vec<Value>,
+    /// The text of the prompt, for `echo`.
+    echo: String,
+    ended: Option<Ended>,
+}
+
+#[derive(Clone, Copy)]
+struct Ended {
+    timings: Timings,
+    n_prompt: usize,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        dialect: Dialect,
+        params: Arc<Params>,
+        model: Arc<Model>,
+        config: &ServerConfig,
+        prompts: &[Vec<u32>],
+    ) -> Self {
+        let echo_of = |prompt: &Vec<u32>| match params.echo && dialect == Dialect::Text {
+            true => model.text_without_bos(prompt),
+            false => String::new(),
+        };
+        let choices = prompts
+            .iter()
+            .flat_map(|prompt| {
+                let echo = echo_of(prompt);
+                (0..params.n).map(move |_| WriterChoice {
+                    echo: echo.clone(),
+                    ..WriterChoice::default()
+                })
+            })
+            .collect::<Vec<_>>();
+        let prefix = if dialect == Dialect::Text {
+            "cmpl-"
+        } else {
+            "chatcmpl-"
+        };
+        Writer {
+            dialect,
+            id: format!("{prefix}{}", random_id(32)),
+            created: clock::unix_s(),
+            fingerprint: config.build.clone(),
+            many: choices.len() > 1,
+            choices,
+            params,
+            model,
+        }
+    }
+
+    /// The frames of one step of a stream.
+    pub(crate) fn frames(&mut self, step: Step) -> Vec<Value> {
+        match self.dialect {
+            Dialect::Native => self.native_frames(step),
+            Dialect::Text => self.text_frames(step),
+            Dialect::Chat => self.chat_frames(step),
+        }
+    }
+
+    /// Frames after the last answer has ended.
+    pub(crate) fn last_frames(&self) -> Vec<Value> {
+        if self.dialect == Dialect::Native || !self.params.include_usage {
+            return Vec::new();
+        }
+        let mut chunk = self.chunk(json!([]));
+        chunk.insert("usage".into(), self.usage());
+        chunk.insert("timings".into(), self.first_timings());
+        vec![Value::Object(chunk)]
+    }
+
+    /// OpenAI's streams end with this line, native ones do not.
+    pub(crate) fn has_done_line(&self) -> bool {
+        self.dialect != Dialect::Native
+    }
+
+    /// The reply when nothing is streamed; `outcomes` by index.
+    pub(crate) fn reply(&mut self, mut outcomes: Vec<(usize, Outcome)>) -> Value {
+        outcomes.sort_by_key(|(index, _)| *index);
+        for (index, outcome) in &outcomes {
+            self.choices[*index].ended = Some(Ended::of(outcome));
+        }
+        match self.dialect {
+            Dialect::Native if self.many => outcomes
+                .iter()
+                .map(|(index, one)| self.native_final(*index, one, &one.text))
+                .collect(),
+            Dialect::Native => outcomes.first().map_or(Value::Null, |(index, one)| {
+                self.native_final(*index, one, &one.text)
+            }),
+            Dialect::Text => self.text_reply(&outcomes),
+            Dialect::Chat => self.chat_reply(&outcomes),
+        }
+    }
+
+    fn chunk(&self, choices: Value) -> Map<String, Value> {
+        let name = match self.dialect {
+            Dialect::Chat => "chat.completion.chunk",
+            Dialect::Text | Dialect::Native => "text_completion",
+        };
+        object(json!({
+            "choices": choices,
+            "created": self.created,
+            "model": self.model.id,
+            "system_fingerprint": self.fingerprint,
+            "object": name,
+            "id": self.id,
+        }))
+    }
+
+    /// Over all answers that have ended; a prompt with several answers counts once.
+    fn usage(&self) -> Value {
+        let ended = |choice: &WriterChoice| choice.ended;
+        let completion: usize = self
+            .choices
+            .iter()
+            .filter_map(ended)
+            .map(|one| one.timings.predicted_n)
+            .sum();
+        let firsts = || self.choices.iter().step_by(self.params.n).filter_map(ended);
+        let prompt: usize = firsts().map(|one| one.n_prompt).sum();
+        let cached: usize = firsts().map(|one| one.timings.cached).sum();
+        json!({
+            "completion_tokens": completion,
+            "prompt_tokens": prompt,
+            "total_tokens": completion + prompt,
+            "prompt_tokens_details": { "cached_tokens": cached },
+        })
+    }
+
+    fn first_timings(&self) -> Value {
+        let first = self.choices.iter().find_map(|choice| choice.ended);
+        timings_json(&first.map_or_else(Timings::default, |one| one.timings))
+    }
+
+    fn add_verbose(&self, reply: &mut Map<String, Value>, outcomes: &[(usize, Outcome)]) {
+        if let Some((index, first)) = outcomes.first()
+            && self.params.verbose
+        {
+            reply.insert(
+                "__verbose".into(),
+                self.native_final(*index, first, &first.text),
+            );
+        }
+    }
+
+    fn keep_logprobs(&mut self, index: usize, delta: &Delta) {
+        if let Some(probs) = &delta.probs {
+            let entry = self.probs_json(delta.token, probs);
+            self.choices[index].logprobs.push(entry);
+        }
+    }
+
+    fn take_logprobs(&mut self, index: usize) -> Value {
+        match std::mem::take(&mut self.choices[index].logprobs) {
+            none if none.is_empty() => Value::Null,
+            content => json!({ "content": content }),
+        }
+    }
+
+    fn outcome_logprobs(&self, outcome: &Outcome) -> Value {
+        match self.params.sampling.n_probs {
+            0 => Value::Null,
+            _ => json!({ "content": self.outcome_probs(outcome) }),
+        }
+    }
+
+    fn outcome_probs(&self, outcome: &Outcome) -> Value {
+        outcome
+            .probs
+            .iter()
+            .map(|(token, probs)| self.probs_json(*token, probs))
+            .collect()
+    }
+
+    fn probs_json(&self, token: u32, probs: &TokenProbs) -> Value {
+        let after = self.params.sampling.post_sampling_probs;
+        let entry = |token: u32, logprob: f32| {
+            let bytes = self.model.tokenizer().piece(token);
+            let mut entry = object(json!({
+                "id": token,
+                "token": String::from_utf8_lossy(bytes),
+                "bytes": bytes,
+            }));
+            match after {
+                true => entry.insert("prob".into(), json!(finite(f64::from(logprob).exp()))),
+                false => entry.insert("logprob".into(), json!(finite(f64::from(logprob)))),
+            };
+            entry
+        };
+        let shown = |(_, logprob): &&(u32, f32)| !after || f64::from(*logprob).exp() > 0.0;
+        let top: Vec<Map<String, Value>> = probs
+            .top
+            .iter()
+            .filter(shown)
+            .map(|(token, logprob)| entry(*token, *logprob))
+            .collect();
+        let mut one = entry(token, probs.logprob);
+        one.insert(
+            if after { "top_probs" } else { "top_logprobs" }.into(),
+            json!(top),
+        );
+        Value::Object(one)
+    }
+}
+
+impl Ended {
+    fn of(outcome: &Outcome) -> Self {
+        Ended {
+            timings: outcome.timings,
+            n_prompt: outcome.prompt.len(),
+        }
+    }
+}

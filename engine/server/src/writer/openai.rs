@@ -1,0 +1,189 @@
+//! OpenAI's shapes: text completions, which carry some native keys too, and chat completions.
+
+use serde_json::{Map, Value, json};
+
+use super::{Ended, Writer};
+use crate::generate::{Outcome, Step, StopType};
+use crate::reply::object;
+use crate::values::{progress_json, timings_json};
+
+/// Text completions.
+impl Writer {
+    pub(super) fn text_reply(&self, outcomes: &[(usize, Outcome)]) -> Value {
+        let choice = |(index, one): &(usize, Outcome)| {
+            json!({
+                "text": format!("{}{}", self.choices[*index].echo, one.text),
+                "index": index,
+                "logprobs": self.outcome_logprobs(one),
+                "finish_reason": finish_reason(&one.stop),
+            })
+        };
+        let mut reply = self.chunk(outcomes.iter().map(choice).collect());
+        reply.insert("usage".into(), self.usage());
+        reply.insert("timings".into(), self.first_timings());
+        if let Some((index, first)) = outcomes.first() {
+            // Clients of older servers read the native keys on this route.
+            let predicted: usize = outcomes
+                .iter()
+                .map(|(_, one)| one.timings.predicted_n)
+                .sum();
+            reply.insert(
+                "content".into(),
+                json!(format!("{}{}", self.choices[*index].echo, first.text)),
+            );
+            reply.insert("stop".into(), json!(true));
+            reply.insert("tokens_predicted".into(), json!(predicted));
+            reply.insert("tokens_evaluated".into(), json!(first.prompt.len()));
+        }
+        self.add_verbose(&mut reply, outcomes);
+        Value::Object(reply)
+    }
+
+    pub(super) fn text_frames(&mut self, step: Step) -> Vec<Value> {
+        match step {
+            Step::Progress { index, progress } if self.params.return_progress => {
+                let mut chunk = self.text_chunk(index, "", Value::Null, Value::Null);
+                chunk.insert("prompt_progress".into(), progress_json(&progress));
+                vec![Value::Object(chunk)]
+            }
+            Step::Progress { .. } => Vec::new(),
+            Step::Token { index, delta } => {
+                self.keep_logprobs(index, &delta);
+                let echo = self.take_echo(index);
+                if delta.text.is_empty() && echo.is_empty() {
+                    return Vec::new();
+                }
+                let logprobs = self.take_logprobs(index);
+                let mut chunk =
+                    self.text_chunk(index, &(echo + &delta.text), logprobs, Value::Null);
+                if self.params.timings_per_token {
+                    chunk.insert("timings".into(), timings_json(&delta.timings));
+                }
+                vec![Value::Object(chunk)]
+            }
+            Step::End { index, outcome } => {
+                self.choices[index].ended = Some(Ended::of(&outcome));
+                let text = self.take_echo(index) + &outcome.tail;
+                let logprobs = self.take_logprobs(index);
+                let mut chunk =
+                    self.text_chunk(index, &text, logprobs, json!(finish_reason(&outcome.stop)));
+                chunk.insert("stop".into(), json!(true));
+                chunk.insert(
+                    "tokens_predicted".into(),
+                    json!(outcome.timings.predicted_n),
+                );
+                chunk.insert("usage".into(), self.usage());
+                chunk.insert("timings".into(), timings_json(&outcome.timings));
+                vec![Value::Object(chunk)]
+            }
+        }
+    }
+
+    fn text_chunk(
+        &self,
+        index: usize,
+        text: &str,
+        logprobs: Value,
+        finish: Value,
+    ) -> Map<String, Value> {
+        let choice =
+            json!({ "text": text, "index": index, "logprobs": logprobs, "finish_reason": finish });
+        let mut chunk = self.chunk(json!([choice]));
+        chunk.insert("content".into(), json!(text));
+        chunk.insert("stop".into(), json!(false));
+        chunk
+    }
+
+    fn take_echo(&mut self, index: usize) -> String {
+        std::mem::take(&mut self.choices[index].echo)
+    }
+}
+
+/// Chat completions.
+impl Writer {
+    pub(super) fn chat_reply(&self, outcomes: &[(usize, Outcome)]) -> Value {
+        let choice = |(index, one): &(usize, Outcome)| {
+            let mut choice = object(json!({
+                "finish_reason": finish_reason(&one.stop),
+                "index": index,
+                "message": { "role": "assistant", "content": one.text },
+            }));
+            if self.params.sampling.n_probs > 0 {
+                choice.insert("logprobs".into(), self.outcome_logprobs(one));
+            }
+            Value::Object(choice)
+        };
+        let mut reply = self.chunk(outcomes.iter().map(choice).collect());
+        reply.insert("object".into(), json!("chat.completion"));
+        reply.insert("usage".into(), self.usage());
+        reply.insert("timings".into(), self.first_timings());
+        self.add_verbose(&mut reply, outcomes);
+        Value::Object(reply)
+    }
+
+    pub(super) fn chat_frames(&mut self, step: Step) -> Vec<Value> {
+        let mut frames = Vec::new();
+        let index = match &step {
+            Step::Progress { .. } if !self.params.return_progress => return Vec::new(),
+            Step::Progress { index, .. } | Step::Token { index, .. } | Step::End { index, .. } => {
+                *index
+            }
+        };
+        if !std::mem::replace(&mut self.choices[index].begun, true) {
+            frames.push(self.chat_chunk(
+                index,
+                json!({ "role": "assistant", "content": null }),
+                None,
+            ));
+        }
+        match step {
+            Step::Progress { progress, .. } => {
+                let mut chunk = self.chat_chunk(index, json!({}), None);
+                chunk.insert("prompt_progress".into(), progress_json(&progress));
+                frames.push(chunk);
+            }
+            Step::Token { delta, .. } => {
+                self.keep_logprobs(index, &delta);
+                if !delta.text.is_empty() {
+                    let mut chunk = self.chat_text(index, &delta.text);
+                    if self.params.timings_per_token {
+                        chunk.insert("timings".into(), timings_json(&delta.timings));
+                    }
+                    frames.push(chunk);
+                }
+            }
+            Step::End { outcome, .. } => {
+                self.choices[index].ended = Some(Ended::of(&outcome));
+                if !outcome.tail.is_empty() || !self.choices[index].logprobs.is_empty() {
+                    frames.push(self.chat_text(index, &outcome.tail));
+                }
+                let mut chunk =
+                    self.chat_chunk(index, json!({}), Some(finish_reason(&outcome.stop)));
+                chunk.insert("timings".into(), timings_json(&outcome.timings));
+                self.add_verbose(&mut chunk, &[(index, *outcome)]);
+                frames.push(chunk);
+            }
+        }
+        frames.into_iter().map(Value::Object).collect()
+    }
+
+    fn chat_text(&mut self, index: usize, text: &str) -> Map<String, Value> {
+        let logprobs = self.take_logprobs(index);
+        let mut chunk = self.chat_chunk(index, json!({ "content": text }), None);
+        if !logprobs.is_null() {
+            chunk["choices"][0]["logprobs"] = logprobs;
+        }
+        chunk
+    }
+
+    fn chat_chunk(&self, index: usize, delta: Value, finish: Option<&str>) -> Map<String, Value> {
+        self.chunk(json!([{ "finish_reason": finish, "index": index, "delta": delta }]))
+    }
+}
+
+fn finish_reason(stop: &StopType) -> &'static str {
+    match stop {
+        StopType::Eos | StopType::Word(_) => "stop",
+        StopType::Limit => "length",
+    }
+}
