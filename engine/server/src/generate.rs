@@ -261,7 +261,7 @@ impl Choice {
         }
     }
 
-    /// Time is up at the first line break after it has passed.
+    /// The time has passed and there is at least one whole line.
     fn out_of_time(&self) -> bool {
         match (self.params.max_predict, self.first_at, self.last_at) {
             (Some(limit), Some(first), Some(last)) => {

@@ -40,7 +40,7 @@ pub(crate) struct Params {
     pub(crate) return_tokens: bool,
     pub(crate) return_progress: bool,
     pub(crate) timings_per_token: bool,
-    /// Ends at the first line break after this time.
+    /// Ends after this time, once there is a whole line.
     pub(crate) max_predict: Option<Duration>,
     pub(crate) response_fields: Vec<String>,
     pub(crate) verbose: bool,

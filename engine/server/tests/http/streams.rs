@@ -288,7 +288,7 @@ fn leaving_cancels() {
 }
 
 #[test]
-fn time_limit_ends_at_a_line_break() {
+fn time_limit_leaves_a_whole_line() {
     let server = Server::start();
     let tokens = server.byte_tokens(b"one\ntwo\nthree\nfour\n");
     server.plays(Script {
