@@ -790,7 +790,7 @@ impl Keys<'_> {
     }
 
     fn head_dim(&self, n_embd: usize, n_head: usize) -> Result<usize, FactsError> {
-        if n_embd % n_head != 0 {
+        if !n_embd.is_multiple_of(n_head) {
             let expected = format!("a multiple of {n_head} (heads)");
             return Err(self.wrong("embedding_length", grouped(n_embd as u64), &expected));
         }

@@ -108,8 +108,10 @@ pub enum TensorType {
 
 use TensorType as T;
 
-/// Id, type, name, weights per block, bytes per block; no block size for the types with a formula of their own.
-const TYPES: &[(u32, TensorType, &str, Option<(u64, u64)>)] = &[
+/// Id, type, name, weights and bytes per block; no block for the types with a size formula of their own.
+type TypeEntry = (u32, TensorType, &'static str, Option<(u64, u64)>);
+
+const TYPES: &[TypeEntry] = &[
     (0, T::F32, "F32", Some((1, 4))),
     (1, T::F16, "F16", Some((1, 2))),
     (2, T::Q4_0, "Q4_0", Some((32, 18))),
@@ -176,7 +178,7 @@ impl TensorType {
         }
     }
 
-    fn entry(self) -> Option<&'static (u32, TensorType, &'static str, Option<(u64, u64)>)> {
+    fn entry(self) -> Option<&'static TypeEntry> {
         TYPES.iter().find(|entry| entry.1 == self)
     }
 }
@@ -713,7 +715,7 @@ impl Gguf {
 
     /// `next`: offset of the tensor behind this one in the data section, `u64::MAX` for the last.
     fn place_one(&self, info: RawInfo, next: u64) -> Result<TensorInfo, GgufError> {
-        if info.offset % self.alignment != 0 {
+        if !info.offset.is_multiple_of(self.alignment) {
             return Err(GgufError::Misaligned {
                 name: info.name,
                 found: info.offset,
@@ -1151,7 +1153,7 @@ pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -1358,7 +1360,8 @@ mod tests {
 
     #[test]
     fn bad_headers_are_refused() {
-        let table: &[(&dyn Fn(&mut Header), &str)] = &[
+        type Bad<'a> = (&'a dyn Fn(&mut Header), &'a str);
+        let table: &[Bad<'_>] = &[
             (
                 &|h| (0..2).for_each(|_| h.u32("twice", 1)),
                 "key `twice` is in the file twice",
@@ -1550,7 +1553,7 @@ mod tests {
             let mut flips = Vec::new();
             for _ in 0..1 + rng.u64() % 4 {
                 // Mostly the structured beginning, where lengths and counts are.
-                let most = if rng.u64() % 2 == 0 {
+                let most = if rng.u64().is_multiple_of(2) {
                     1200
                 } else {
                     header_bytes

@@ -314,7 +314,7 @@ fn tq1_0_codes(block: &[u8], codes: &mut [u8]) {
     codes.fill(0);
     let mut put = |weight: usize, byte: u8, n: usize| {
         let t = byte.wrapping_mul([1, 3, 9, 27, 81][n]);
-        let trit = (u16::from(t) * 3 >> 8) as u8;
+        let trit = ((u16::from(t) * 3) >> 8) as u8;
         codes[weight / 128 * 32 + weight % 32] |= trit << (6 - weight % 128 / 32 * 2);
     };
     for n in 0..5 {
@@ -380,7 +380,7 @@ mod tests {
     fn tq1_0(weights: &[i8], d: f32) -> Vec<u8> {
         let byte = |trits: [i8; 5]| {
             let v = trits.iter().fold(0u32, |v, &w| v * 3 + (w + 1) as u32);
-            ((v * 256 + 242) / 243) as u8
+            (v * 256).div_ceil(243) as u8
         };
         let mut bytes = Vec::new();
         for block in weights.chunks(256) {

@@ -364,7 +364,7 @@ impl Model {
         let suits = match fill {
             Fill::Ternary { .. } => {
                 matches!(ty, TensorType::I2S | TensorType::TQ1_0 | TensorType::TQ2_0)
-                    && dims[0] % 128 == 0
+                    && dims[0].is_multiple_of(128)
             }
             Fill::Normal { .. } => crate::facts::DENSE_TYPES.contains(&ty),
             Fill::Around { .. } => true,

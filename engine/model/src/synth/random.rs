@@ -213,7 +213,7 @@ fn word(ty: TensorType, v: f32) -> [u8; 4] {
 /// TQ1_0's byte of five trits, first trit most significant.
 fn base_3(trits: &[u8]) -> u8 {
     let v = trits.iter().fold(0u32, |v, &trit| v * 3 + u32::from(trit));
-    ((v * 256 + 242) / 243) as u8
+    (v * 256).div_ceil(243) as u8
 }
 
 /// 4096 bytes of `n` trits (0, 1, 2 with the probabilities of -1, 0, +1), each byte as often as its probability says.

@@ -68,10 +68,10 @@ impl Bpe {
 
     /// Appends a word's ids.
     pub(crate) fn encode(&self, table: &Table, word: &[u8], ids: &mut Vec<u32>) {
-        if self.ignore_merges || word.len() == 1 {
-            if let Some(id) = table.find(word).filter(|&id| id < self.n_vocab) {
-                return ids.push(id);
-            }
+        if self.ignore_merges
+            && let Some(id) = table.find(word).filter(|&id| id < self.n_vocab)
+        {
+            return ids.push(id);
         }
         let symbols: Vec<u32> = word
             .iter()
@@ -127,36 +127,41 @@ impl Bpe {
         symbols.into_iter().for_each(&mut emit);
     }
 
-    /// In O(n log n): a heap of candidate merges over a linked list of symbols.
+    /// In O(n log n): a heap of (rank, position) over a linked list of symbols.
     fn merge_by_heap(&self, mut symbols: Vec<u32>, mut emit: impl FnMut(u32)) {
         let n = symbols.len();
         let mut next: Vec<u32> = (1..=n as u32).collect();
         let mut previous: Vec<u32> = (0..n as u32).map(|i| i.wrapping_sub(1)).collect();
         next[n - 1] = NONE;
-        let mut heap = BinaryHeap::with_capacity(n);
-        // An entry is stale when one of its two symbols has changed since.
-        let candidate = |symbols: &[u32], i: u32, j: u32| {
-            let (left, right) = (symbols[i as usize], symbols[j as usize]);
-            self.merge_of(left, right)
-                .map(|merge| Reverse((merge.rank, i, merge.symbol, left, right)))
-        };
-        heap.extend((0..n as u32 - 1).filter_map(|i| candidate(&symbols, i, i + 1)));
-        while let Some(Reverse((_, i, symbol, left, right))) = heap.pop() {
-            let j = next[i as usize];
-            if symbols[i as usize] != left || j == NONE || symbols[j as usize] != right {
+        // merges[i]: of the symbol at i and the one behind it. A heap entry of another rank than merges[i] is stale.
+        let mut merges: Vec<Option<Merge>> = symbols
+            .windows(2)
+            .map(|pair| self.merge_of(pair[0], pair[1]))
+            .chain([None])
+            .collect();
+        let entry = |i: usize, merge: Merge| Reverse(u64::from(merge.rank) << 32 | i as u64);
+        let first = merges.iter().enumerate();
+        let mut heap: BinaryHeap<Reverse<u64>> = first
+            .filter_map(|(i, merge)| Some(entry(i, (*merge)?)))
+            .collect();
+        while let Some(Reverse(packed)) = heap.pop() {
+            let (rank, i) = ((packed >> 32) as u32, packed as u32 as usize);
+            let Some(merge) = merges[i].filter(|merge| merge.rank == rank) else {
                 continue;
-            }
-            symbols[i as usize] = symbol;
-            symbols[j as usize] = NONE;
-            let after = next[j as usize];
-            next[i as usize] = after;
+            };
+            let gone = next[i] as usize;
+            let (before, after) = (previous[i], next[gone]);
+            symbols[i] = merge.symbol;
+            (symbols[gone], merges[gone], merges[i], next[i]) = (NONE, None, None, after);
             if after != NONE {
-                previous[after as usize] = i;
-                heap.extend(candidate(&symbols, i, after));
+                previous[after as usize] = i as u32;
+                merges[i] = self.merge_of(symbols[i], symbols[after as usize]);
+                heap.extend(merges[i].map(|merge| entry(i, merge)));
             }
-            let before = previous[i as usize];
             if before != NONE {
-                heap.extend(candidate(&symbols, before, i));
+                let before = before as usize;
+                merges[before] = self.merge_of(symbols[before], symbols[i]);
+                heap.extend(merges[before].map(|merge| entry(before, merge)));
             }
         }
         symbols

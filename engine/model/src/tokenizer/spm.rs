@@ -198,7 +198,7 @@ mod tests {
                 let piece: String = (0..n)
                     .map(|i| ['a', 'b', 'c'][code / 3usize.pow(i as u32) % 3])
                     .collect();
-                if n == 1 || rng.u64() % 2 == 0 {
+                if n == 1 || rng.u64().is_multiple_of(2) {
                     let id = table.push(piece.as_bytes());
                     table.index(id);
                     scores.push((rng.u64() % 5) as f32 - 7.0);
