@@ -30,6 +30,30 @@ pub(crate) enum Source {
     Default,
 }
 
+impl Source {
+    fn rank(&self) -> u8 {
+        match self {
+            Source::Flag(_) => 0,
+            Source::Environment(_) => 1,
+            Source::File(_) => 2,
+            Source::Default => 3,
+        }
+    }
+
+    /// Variables and flags are values, a file says them.
+    fn verb(&self) -> &'static str {
+        match self {
+            Source::File(_) => "says",
+            _ => "is",
+        }
+    }
+
+    /// Comes at least as early in the order of precedence.
+    pub(crate) fn wins_over(&self, other: &Source) -> bool {
+        self.rank() <= other.rank()
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -271,7 +295,7 @@ pub(crate) struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
     /// A value that can't be read.
-    #[error("{source_} is `{found}`, expected {expected}")]
+    #[error("{source_} {} `{found}`, expected {expected}", source_.verb())]
     Bad {
         /// Who said so.
         source_: Source,

@@ -97,7 +97,7 @@ impl Asked {
         };
         let table: toml::Table = text
             .parse()
-            .map_err(|e: toml::de::Error| bad(e.message().to_owned()))?;
+            .map_err(|error: toml::de::Error| bad(with_line(&text, &error)))?;
         for (name, value) in &table {
             let key = keys::find(&name.replace('_', "-")).ok_or_else(|| {
                 bad(format!(
@@ -234,7 +234,10 @@ impl Asked {
         };
         let value = read(asked.value.trim()).map_err(|expected| SettingsError::Bad {
             source_: asked.source.clone(),
-            found: asked.value.clone(),
+            found: match asked.source {
+                Source::File(_) => format!("{name} = {}", asked.value),
+                _ => asked.value.clone(),
+            },
             expected,
         })?;
         let source = asked.source.clone();
@@ -292,12 +295,16 @@ impl Asked {
     }
 
     fn chat_template(&self) -> Result<Setting<Option<String>>, SettingsError> {
-        match self.0.get("chat-template-file") {
-            Some(file) => Ok(Setting {
-                value: Some(read_text(file)?),
-                source: file.source.clone(),
-            }),
-            None => self.or("chat-template", None, |text| Ok(Some(text.to_owned()))),
+        let file = self.0.get("chat-template-file");
+        let text = self.0.get("chat-template");
+        match (file, text) {
+            (Some(file), text) if text.is_none_or(|text| file.source.wins_over(&text.source)) => {
+                Ok(Setting {
+                    value: Some(read_text(file)?),
+                    source: file.source.clone(),
+                })
+            }
+            _ => self.or("chat-template", None, |text| Ok(Some(text.to_owned()))),
         }
     }
 
@@ -371,6 +378,17 @@ fn is_read(variable: &str) -> bool {
                     .iter()
                     .any(|name| negative_name(name).as_deref() == Some(variable)))
     })
+}
+
+fn with_line(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message();
+    match error.span() {
+        Some(span) => {
+            let line = 1 + text[..span.start.min(text.len())].matches('\n').count();
+            format!("line {line}: {message}")
+        }
+        None => message.to_owned(),
+    }
 }
 
 fn toml_text(value: &toml::Value) -> Option<String> {

@@ -255,6 +255,39 @@ fn the_settings_file_is_checked() {
 }
 
 #[test]
+fn errors_of_the_settings_file_name_line_and_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bitnet.toml");
+    let config = path.to_str().unwrap();
+    std::fs::write(&path, "# mine\nport = 99999\n").unwrap();
+    assert_eq!(
+        message(&[("config", config)], &[]),
+        "bitnet.toml says `port = 99999`, expected a port number from 0 to 65535"
+    );
+    std::fs::write(&path, "threads = 2\nport = = 1\n").unwrap();
+    let error = message(&[("config", config)], &[]);
+    assert!(error.contains(": line 2: "), "{error}");
+}
+
+#[test]
+fn of_template_and_template_file_the_stronger_source_wins() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("template.jinja");
+    std::fs::write(&path, "from file").unwrap();
+    let file = path.to_str().unwrap();
+    let by_variable = [("LLAMA_ARG_CHAT_TEMPLATE_FILE", file)];
+    let s = settings(&[("chat-template", "chatml")], &by_variable);
+    assert_eq!(s.chat_template.value.as_deref(), Some("chatml"));
+    let s = settings(
+        &[("chat-template", "chatml"), ("chat-template-file", file)],
+        &[],
+    );
+    assert_eq!(s.chat_template.value.as_deref(), Some("from file"));
+    let s = settings(&[], &by_variable);
+    assert_eq!(s.chat_template.value.as_deref(), Some("from file"));
+}
+
+#[test]
 fn a_directory_stands_for_the_one_model_in_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_str().unwrap();
