@@ -159,3 +159,38 @@ fn q6_k_unit(bytes: &[u8; 210]) -> [Block; 8] {
 }
 
 fn prefetch(_: &[u8]) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The worst relative error over the range, every 997th f32 on either side of zero.
+    #[test]
+    fn exp_is_within_its_bound() {
+        let positive = (0..=lanes::exp::HIGHEST.to_bits()).step_by(997);
+        let negative = ((-0.0f32).to_bits()..=lanes::exp::LOWEST.to_bits()).step_by(997);
+        let inputs: Vec<f32> = positive.chain(negative).map(f32::from_bits).collect();
+        let mut worst = (0.0, 0.0);
+        for x in inputs.chunks(32) {
+            for (x, y) in x.iter().zip(exp(load_part(x))) {
+                let exact = f64::from(*x).exp();
+                let error = (f64::from(y) - exact).abs() / exact;
+                if error > worst.0 {
+                    worst = (error, *x);
+                }
+            }
+        }
+        assert!(worst.0 <= f64::from(lanes::exp::ERROR), "{worst:?}");
+    }
+
+    #[test]
+    fn exp_saturates_and_keeps_nan() {
+        assert_eq!(exp(splat(0.0))[0], 1.0);
+        assert_eq!(exp(splat(-1e30))[0], exp(splat(lanes::exp::LOWEST))[0]);
+        assert_eq!(
+            exp(splat(f32::INFINITY))[0],
+            exp(splat(lanes::exp::HIGHEST))[0]
+        );
+        assert!(exp(splat(f32::NAN))[0].is_nan());
+    }
+}
