@@ -1,0 +1,120 @@
+#!/bin/sh
+# Checks a container image from outside, on one CPU and 512 MB:
+#
+#     docker build -t bitnet-launch . && tests/container.sh bitnet-launch
+#
+# First without a model (the demo answers), then with a GGUF mounted at /app/models, then at /models as earlier compose files do,
+# then called as llama-server.
+# Each time: healthy within 30 s, the health check inside the container agrees, the log tells of the CPU quota, it serves the model
+# that was mounted, /completion answers, and SIGTERM ends it with exit code 0 within 5 s.
+#
+# CONTAINER_ENGINE   docker (default) or podman; may hold options, e.g. "podman --runtime runc"
+# RUN_ARGS           more arguments of `run`, e.g. "--network host -e HOST=127.0.0.1"
+# PORT               port on this machine, default 18081
+# HOST               address to listen on for the run as llama-server, default 0.0.0.0
+# MODEL              a GGUF file to mount, default a tiny one from this repository
+set -eu
+
+image=${1:?usage: tests/container.sh IMAGE}
+engine=${CONTAINER_ENGINE:-docker}
+port=${PORT:-18081}
+url=http://127.0.0.1:$port
+name=bitnet-container-test-$$
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+chmod 755 "$work"
+
+finish() {
+    status=$?
+    if [ $status != 0 ]; then
+        $engine logs "$name" 2>&1 | tail -n 40 || true
+    fi
+    $engine rm -f "$name" >/dev/null 2>&1 || true
+    rm -rf "$work"
+    exit $status
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+main() {
+    mkdir "$work/models"
+    cp "${MODEL:-$here/../engine/model/tests/data/hf_bitnet.gguf}" "$work/models/test.gguf"
+    chmod -R a+rX "$work/models"
+    check "no model: the demo answers"
+    check "a model at /app/models" -v "$work/models:/app/models:ro"
+    check "a model at /models, named" -v "$work/models:/models:ro" -e MODEL_PATH=/models/test.gguf
+    check "called as llama-server" -v "$work/models:/app/models:ro" --entrypoint llama-server \
+        -- -m /app/models/test.gguf --host "${HOST:-0.0.0.0}" --port "$port" -c 256
+    check_refusal
+    echo "ok: $image"
+}
+
+# check TITLE [RUN ARGUMENTS] [-- PROGRAM ARGUMENTS]
+check() {
+    title=$1
+    shift
+    start "$@"
+    wait_healthy
+    $engine exec "$name" bitnet-launch health >/dev/null || fail "$title: the health check inside the container failed"
+    $engine logs "$name" >"$work/log" 2>&1
+    grep -qi quota "$work/log" || fail "$title: the log does not mention the CPU quota"
+    grep -q "Auto-configured threads: 1 " "$work/log" || fail "$title: not one thread on one CPU"
+    if [ $# -gt 0 ]; then
+        curl -sS --max-time 5 "$url/health" | grep -q '"model":"test.gguf"' || fail "$title: it serves another model"
+    fi
+    curl -sS --max-time 60 "$url/completion" -d '{"prompt":"Once upon a time","n_predict":8}' >"$work/answer"
+    grep -q '"content":' "$work/answer" || fail "$title: /completion answered $(cat "$work/answer")"
+    stop
+    echo "passed: $title"
+}
+
+check_refusal() {
+    title="a path that does not exist is refused"
+    code=0
+    run --rm -e MODEL_PATH=/app/models/none.gguf "$image" >"$work/log" 2>&1 || code=$?
+    [ "$code" = 1 ] || fail "$title: exit code $code"
+    grep -q "none.gguf" "$work/log" || fail "$title: the message does not name the file: $(cat "$work/log")"
+    echo "passed: $title"
+}
+
+start() {
+    before=
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do
+        before="$before $1"
+        shift
+    done
+    [ $# -eq 0 ] || shift
+    # shellcheck disable=SC2086 # no argument above holds a blank
+    run -d --name "$name" --cpus 1 --memory 512m --read-only --cap-drop ALL --security-opt no-new-privileges \
+        -p "127.0.0.1:$port:$port" -e PORT="$port" $before "$image" "$@" >/dev/null
+}
+
+# shellcheck disable=SC2086 # both may hold several words
+run() {
+    $engine run ${RUN_ARGS:-} "$@"
+}
+
+wait_healthy() {
+    for _ in $(seq 150); do
+        if curl -sf --max-time 2 "$url/health" >/dev/null; then
+            return
+        fi
+        [ "$($engine inspect -f '{{.State.Running}}' "$name")" = true ] || fail "$title: it ended"
+        sleep 0.2
+    done
+    fail "$title: not healthy after 30 s"
+}
+
+stop() {
+    $engine stop -t 5 "$name" >/dev/null
+    code=$($engine inspect -f '{{.State.ExitCode}}' "$name")
+    [ "$code" = 0 ] || fail "$title: exit code $code after SIGTERM (137: it took longer than 5 s)"
+    $engine rm "$name" >/dev/null
+}
+
+fail() {
+    echo "FAILED: $1" >&2
+    exit 1
+}
+
+main
