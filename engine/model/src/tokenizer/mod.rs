@@ -838,7 +838,7 @@ mod tests {
         assert_eq!(tokenizer.encode("a", true, true)[0], 1);
     }
 
-    /// A megabyte without a blank must not take quadratic time.
+    /// A megabyte without a blank takes part of a second; in quadratic time it would take an hour.
     #[test]
     fn long_words_take_linear_time() {
         let word: String = "thequickbrownfoxandtheotherone"
@@ -857,7 +857,7 @@ mod tests {
                 let start = Instant::now();
                 let ids = tokenizer.encode(&text, false, true);
                 let took = start.elapsed();
-                assert!(took < Duration::from_secs(10), "{preset}: {took:?}");
+                assert!(took < Duration::from_secs(60), "{preset}: {took:?}");
                 assert_eq!(tokenizer.decode(&ids), text.as_bytes());
             }
         }
