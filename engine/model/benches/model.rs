@@ -38,17 +38,19 @@ fn main() {
     println!(
         "threads  load ms  decode tok/s         prefill tok/s        read GB/s            decode reads GB/s"
     );
-    for n_threads in [1, 2] {
-        if n_threads <= cpus.len() {
-            // A thread of its own: measuring binds the one it runs on, for good.
-            std::thread::scope(|scope| {
-                scope.spawn(|| measure(&file, &kernel, &cpus[..n_threads]));
-            });
-        }
+    for n_threads in [1, 2].into_iter().filter(|&n| n <= cpus.len()) {
+        let cpus = &cpus[..n_threads];
+        let bandwidth = on_its_own_thread(|| bandwidth(&file, cpus));
+        on_its_own_thread(|| measure(&file, &kernel, cpus, &bandwidth));
     }
 }
 
-fn measure(file: &Path, kernel: &str, cpus: &[usize]) {
+/// Measuring binds the thread it runs on, for good.
+fn on_its_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join().expect("measuring does not panic"))
+}
+
+fn measure(file: &Path, kernel: &str, cpus: &[usize], bandwidth: &Spread) {
     let began = Instant::now();
     let mut engine = match Engine::load(&config(file, kernel, cpus), || None) {
         Ok(engine) => engine,
@@ -70,8 +72,6 @@ fn measure(file: &Path, kernel: &str, cpus: &[usize]) {
     });
     let facts = engine.facts();
     let bytes_per_token = (facts.weight_bytes + facts.head_bytes) as f64;
-    drop(engine);
-    let bandwidth = bandwidth(file, cpus);
     let used = decode.median * bytes_per_token / 1e9;
     println!(
         "{:7}  {load_ms:7.0}  {decode:19}  {prefill:19}  {bandwidth:19}  {used:.1}",
@@ -126,12 +126,12 @@ fn decode(engine: &mut Engine) -> f64 {
 
 /// GB/s of reading the token embedding, half of it per thread and so on.
 fn bandwidth(file: &Path, cpus: &[usize]) -> Spread {
-    let gguf = Gguf::open(file).expect("the engine has just opened it");
+    let gguf = Gguf::open(file).unwrap_or_else(|error| panic!("{error}"));
     let embedding = gguf
         .tensor("token_embd.weight")
-        .expect("the engine has just used it");
+        .expect("a model has an embedding");
     let bytes = gguf.data(embedding);
-    let mut pool = Pool::new(cpus, true).expect("the engine has just had such a pool");
+    let mut pool = Pool::new(cpus, true).expect("the system named these CPUs");
     let share = bytes.len().div_ceil(cpus.len());
     Spread::of(|| {
         let began = Instant::now();

@@ -85,7 +85,7 @@ impl Sampler {
         let raw = self.raw_probs(logits);
         self.originals.clear();
         self.apply_bias(logits);
-        let greedy = !(self.params.temperature > 0.0);
+        let greedy = is_cold(self.params.temperature);
         self.run_chain(logits, history, greedy);
         let token = self.draw(history.len() as u64)?;
         let probs = raw.map(|raw| match self.params.post_sampling_probs {
@@ -233,6 +233,11 @@ impl Sampler {
             _ => Ok(self.candidates.draw(uniform(self.params.seed, position))),
         }
     }
+}
+
+/// Nothing to divide by.
+fn is_cold(temperature: f32) -> bool {
+    temperature <= 0.0 || temperature.is_nan()
 }
 
 fn is_active(stage: SamplerKind, params: &SamplingParams) -> bool {
@@ -406,7 +411,7 @@ impl Candidates {
             true => self.dynamic_temperature(params),
             false => params.temperature,
         };
-        if !(temperature > 0.0) {
+        if is_cold(temperature) {
             return self.keep_best(1);
         }
         // From the best downwards, so that a tiny temperature can't turn the best into an infinity.
