@@ -18,8 +18,8 @@ const CONTEXT_STEP: usize = 256;
 pub(super) const SMALLEST_CONTEXT: usize = 16;
 /// Both processes without model and vocabulary.
 const PROGRAM_BYTES: u64 = 40 * MB;
-/// Tokenizer and its tables, per token of the vocabulary.
-const VOCABULARY_ENTRY_BYTES: u64 = 700;
+/// Tokenizer and its tables, per token of the vocabulary: twice what a vocabulary of 128,256 takes.
+const VOCABULARY_ENTRY_BYTES: u64 = 300;
 /// Share of the memory left to others, and its bounds.
 const HEADROOM_DIVISOR: u64 = 20;
 const HEADROOM_BYTES: std::ops::RangeInclusive<u64> = 16 * MB..=512 * MB;
