@@ -59,14 +59,23 @@ fn four_clients_outlive_several_engines() {
                 })
             })
             .collect();
-        for _ in 0..3 {
-            server.kill_engine();
-        }
+        // While it computes, while it loads, and again while it computes.
+        server.kill_engine();
+        server.kill_engine();
+        wait_for("work", || is_busy(&server).then_some(()));
+        server.kill_engine();
         for (client, wanted) in clients.into_iter().zip(&wanted) {
             assert_eq!(client.join().unwrap(), *wanted);
         }
     });
     assert_eq!(server.engines().len(), 4);
+}
+
+/// Some slot generates.
+fn is_busy(server: &Server) -> bool {
+    let slots = server.get("/slots").json();
+    let slots = slots.as_array().into_iter().flatten();
+    slots.into_iter().any(|slot| slot["is_processing"] == json!(true))
 }
 
 #[test]
@@ -153,4 +162,27 @@ fn the_engine_command_is_not_for_people() {
         text.contains("error: ") && text.contains("bitnet-launch"),
         "{text}"
     );
+}
+
+/// Every graph keeps the promise: the shapes of the generator, resumed on another engine with other threads busy.
+#[test]
+fn other_graphs_resume_with_the_same_tokens() {
+    for shape in ["tiny", "tiny-silu", "tiny-llama"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.gguf");
+        let path = path.to_str().unwrap();
+        let (code, text) = run(&["synth", "--shape", shape, "--seed", "3", "-o", path]);
+        assert_eq!(code, 0, "{text}");
+        let body = json!({"prompt": [1, 2, 3], "seed": 4, "n_predict": 100, "ignore_eos": true});
+        let alone = Server::ready(&["-m", path, "--threads", "1", "--parallel", "1"]);
+        let wanted = alone.complete(&body);
+        assert!(!wanted.1.is_empty());
+        let server = Server::ready(&["-m", path, "--threads", "2", "--parallel", "2"]);
+        let mut streamed = body.clone();
+        streamed["stream"] = json!(true);
+        let mut stream = server.stream("/completion", &streamed);
+        let first = stream.take_frames(1);
+        server.kill_engine();
+        assert_eq!(stream.collect_after(first), wanted, "{shape}");
+    }
 }

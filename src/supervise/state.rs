@@ -382,7 +382,8 @@ mod tests {
         let stopping = || step(draining(), Event::Idle, now).0;
         let failed = || step(start(), Event::LoadFailed(failure("bad")), now).0;
         use Action as A;
-        let cases: Vec<(&str, State, Event, Instant, &str, Vec<A>)> = vec![
+        type Case = (&'static str, State, Event, Instant, &'static str, Vec<Action>);
+        let cases: Vec<Case> = vec![
             (
                 "ready",
                 start(),

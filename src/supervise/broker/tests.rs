@@ -180,14 +180,8 @@ impl Mind {
                 _ => {}
             }
         }
-        let Some(id) = self
-            .jobs
-            .iter()
-            .min_by_key(|(id, job)| (job.1, **id))
-            .map(|(id, _)| *id)
-        else {
-            return None;
-        };
+        let next = self.jobs.iter().min_by_key(|(id, job)| (job.1, **id));
+        let id = *next?.0;
         let (submit, produced, _) = self.jobs.get_mut(&id).unwrap();
         let finish = if *produced == submit.max_tokens {
             Some(Finish::Limit)
