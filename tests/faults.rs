@@ -75,7 +75,9 @@ fn four_clients_outlive_several_engines() {
 fn is_busy(server: &Server) -> bool {
     let slots = server.get("/slots").json();
     let slots = slots.as_array().into_iter().flatten();
-    slots.into_iter().any(|slot| slot["is_processing"] == json!(true))
+    slots
+        .into_iter()
+        .any(|slot| slot["is_processing"] == json!(true))
 }
 
 #[test]

@@ -382,7 +382,14 @@ mod tests {
         let stopping = || step(draining(), Event::Idle, now).0;
         let failed = || step(start(), Event::LoadFailed(failure("bad")), now).0;
         use Action as A;
-        type Case = (&'static str, State, Event, Instant, &'static str, Vec<Action>);
+        type Case = (
+            &'static str,
+            State,
+            Event,
+            Instant,
+            &'static str,
+            Vec<Action>,
+        );
         let cases: Vec<Case> = vec![
             (
                 "ready",
