@@ -31,7 +31,7 @@ LLAMA_BPE = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
              r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 MAX_NEW_TOKENS = 300
 EVALUATION_SEED = 4242
-HELD_OUT_DOCUMENTS, UNKNOWN_COUNT, STORY_COUNT, TRAINED_COUNT = 150, 150, 60, 300
+HELD_OUT_DOCUMENTS, UNKNOWN_COUNT, STORY_COUNT, TRAINED_COUNT = 150, 100, 30, 120
 
 SAMPLE_QUESTIONS = ["Who are you?", "What is BitNet?", "Why is it called 1.58 bits?", "Why is BitNet fast on CPUs?", "Which port do you use?", "How do I load a bigger model?",
                     "What is 4 + 5?", "What does a duck say?", "Who won the world cup in 1998?"]

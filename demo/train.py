@@ -4,6 +4,9 @@ The run has a length in minutes, so the number of tokens depends on the machine.
 is always the same. State is saved to build/checkpoint.pt every few minutes, and a second start goes on from it.
 Matrices are trained with Muon (orthogonalised momentum), embedding and norms with AdamW; the learning
 rate warms up, stays, and then falls linearly to zero.
+
+Under torchrun each process takes its share of every step and the gradients are summed. Processes of one thread
+lose less than one process of several threads when a machine is busy: they wait once per step, not once per operation.
 """
 
 import argparse
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 import corpus
@@ -26,7 +30,7 @@ HELD_OUT_SEED = 777_777
 HELD_OUT_DOCUMENTS = 400
 SHARD_DOCUMENTS = 16_000
 ROW = 512
-ROWS_PER_STEP = 16
+ROWS_PER_STEP = 8
 ROWS_PER_PASS = 2
 OPEN_ROWS = 32
 WARM_UP, DECAY = 0.01, 0.45  # shares of the run
@@ -91,6 +95,16 @@ def passes(ids, weights):
         yield tuple(x.reshape(1, -1) for x in part) if i == 0 else part
 
 
+def rank_and_size():
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def sum_over_processes(tensor):
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def weighted_loss(model, ids, weights):
     """Sum of weighted token losses of [B, T] rows."""
     logits = model(ids[:, :-1])
@@ -107,6 +121,17 @@ def orthogonalised(stack):
         gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.float()
+
+
+def shared_work(function, stack):
+    """function(stack), each process computing its part of the first dimension."""
+    rank, size = rank_and_size()
+    if size == 1 or len(stack) % size:
+        return function(stack)
+    part = function(stack.chunk(size)[rank].contiguous()).contiguous()
+    parts = [torch.empty_like(part) for _ in range(size)]
+    dist.all_gather(parts, part)
+    return torch.cat(parts)
 
 
 class Muon(torch.optim.Optimizer):
@@ -133,7 +158,7 @@ class Muon(torch.optim.Optimizer):
             updates.append(p.grad.lerp(momentum, MUON_MOMENTUM))
         stack = torch.stack(updates)
         tall = stack.shape[1] > stack.shape[2]
-        direction = orthogonalised(stack.transpose(1, 2) if tall else stack)
+        direction = shared_work(orthogonalised, stack.transpose(1, 2) if tall else stack)
         direction = direction.transpose(1, 2) if tall else direction
         factor = max(1.0, stack.shape[1] / stack.shape[2]) ** 0.5
         for p, d in zip(params, direction):
@@ -155,9 +180,27 @@ def rate(progress):
 
 @torch.no_grad()
 def held_out_loss(loss_fn, ids, weights):
-    whole = len(ids) - len(ids) % ROWS_PER_PASS
-    total = sum(loss_fn(ids[i:i + ROWS_PER_PASS], weights[i:i + ROWS_PER_PASS]).item() for i in range(0, whole, ROWS_PER_PASS))
-    return total / weights[:whole, 1:].sum().item()
+    rank, size = rank_and_size()
+    whole = len(ids) - len(ids) % (ROWS_PER_PASS * size)
+    starts = range(rank * ROWS_PER_PASS, whole, ROWS_PER_PASS * size)
+    total = sum(loss_fn(ids[i:i + ROWS_PER_PASS], weights[i:i + ROWS_PER_PASS]) for i in starts)
+    return sum_over_processes(total).item() / weights[:whole, 1:].sum().item()
+
+
+def gradient_step(model, loss_fn, ids, weights, progress):
+    """Leaves the step's summed gradients in the model -> (loss, progress averaged over processes)."""
+    rank, size = rank_and_size()
+    total, loss = weights[:, 1:].sum(), 0.0
+    for part_ids, part_weights in list(passes(ids, weights))[rank::size]:
+        part = loss_fn(part_ids, part_weights) / total
+        part.backward()
+        loss += part.item()
+    params = list(model.parameters())
+    flat = torch.cat([p.grad.flatten() for p in params] + [torch.tensor([loss, progress / size])])
+    sum_over_processes(flat)
+    for p, grad in zip(params, flat.split([p.numel() for p in params] + [2])):
+        p.grad.copy_(grad.view_as(p))
+    return flat[-2].item(), flat[-1].item()
 
 
 def save(model, opts, state):
@@ -182,54 +225,59 @@ def start(resume):
     return model, opts, state
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=65.0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--fresh", action="store_true", help="ignore an existing checkpoint")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def report(line):
+    if rank_and_size()[0] == 0:
+        print(line, flush=True)
+
+
+def run(model, opts, state, minutes):
+    """Trains until the time is used up, saving and reporting on the way."""
     bpe = tokens.load()
-    model, opts, state = start(not args.fresh)
     loss_fn = torch.compile(lambda ids, weights: weighted_loss(model, ids, weights), dynamic=False)
     held_out = rows_of(bpe, HELD_OUT_SEED, HELD_OUT_DOCUMENTS)
-    budget, began = args.minutes * 60.0, time.monotonic() - state["seconds"]
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, from step {state['step']}", flush=True)
-    last_save = last_eval = time.monotonic()
-    recent, recent_began, recent_tokens = [], time.monotonic(), 0
+    budget, began = minutes * 60.0, time.monotonic() - state["seconds"]
+    next_save, next_eval = state["seconds"] + SAVE_SECONDS, state["seconds"] + EVAL_SECONDS
+    losses, logged = [], (state["seconds"], state["tokens"])
     for shard, position, ids, weights in batches(bpe, state["shard"], state["position"]):
-        progress = (time.monotonic() - began) / budget
-        if progress >= 1.0:
-            break
-        total = weights[:, 1:].sum()
-        loss = 0.0
-        for part_ids, part_weights in passes(ids, weights):
-            part = loss_fn(part_ids, part_weights) / total
-            part.backward()
-            loss += part.item()
+        loss, progress = gradient_step(model, loss_fn, ids, weights, (time.monotonic() - began) / budget)
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         for opt, base in zip(opts, (MUON_LR, ADAM_LR)):
             opt.param_groups[0]["lr"] = base * rate(progress)
             opt.step()
             opt.zero_grad()
-        recent.append(loss)
-        recent_tokens += ids.numel()
-        state.update(step=state["step"] + 1, tokens=state["tokens"] + ids.numel(), shard=shard, position=position, seconds=time.monotonic() - began)
+        seconds = progress * budget
+        state.update(step=state["step"] + 1, tokens=state["tokens"] + ids.numel(), shard=shard, position=position, seconds=seconds)
+        losses.append(loss)
         if state["step"] % LOG_STEPS == 0:
-            state["train_loss"] = sum(recent) / len(recent)
-            speed = recent_tokens / (time.monotonic() - recent_began)
-            print(f"step {state['step']} tokens {state['tokens']} progress {progress:.3f} loss {state['train_loss']:.4f} tok/s {speed:.0f}", flush=True)
-            recent, recent_began, recent_tokens = [], time.monotonic(), 0
-        if time.monotonic() - last_eval > EVAL_SECONDS:
+            state["train_loss"] = sum(losses) / len(losses)
+            speed = (state["tokens"] - logged[1]) / (seconds - logged[0])
+            report(f"step {state['step']} tokens {state['tokens']} progress {progress:.3f} loss {state['train_loss']:.4f} tok/s {speed:.0f}")
+            losses, logged = [], (seconds, state["tokens"])
+        if progress >= 1.0 or seconds > next_eval:
             state["held_out_loss"] = held_out_loss(loss_fn, *held_out)
-            print(f"step {state['step']} held-out loss {state['held_out_loss']:.4f}", flush=True)
-            last_eval = time.monotonic()
-        if time.monotonic() - last_save > SAVE_SECONDS:
-            save(model, opts, state)
-            last_save = time.monotonic()
-    state["held_out_loss"] = held_out_loss(loss_fn, *held_out)
-    save(model, opts, state)
-    print(f"done: step {state['step']} tokens {state['tokens']} held-out loss {state['held_out_loss']:.4f}", flush=True)
+            report(f"step {state['step']} held-out loss {state['held_out_loss']:.4f}")
+            next_eval = seconds + EVAL_SECONDS
+        if progress >= 1.0 or seconds > next_save:
+            if rank_and_size()[0] == 0:
+                save(model, opts, state)
+            next_save = seconds + SAVE_SECONDS
+        if progress >= 1.0:
+            break
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=65.0)
+    parser.add_argument("--threads", type=int, default=1, help="per process")
+    parser.add_argument("--fresh", action="store_true", help="ignore an existing checkpoint")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    model, opts, state = start(not args.fresh)
+    run(model, opts, state, args.minutes)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
