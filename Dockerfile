@@ -16,11 +16,11 @@ COPY Cargo.toml Cargo.lock ./
 COPY engine/kernels/Cargo.toml engine/kernels/
 COPY engine/model/Cargo.toml engine/model/
 COPY engine/server/Cargo.toml engine/server/
-RUN mkdir src && echo 'fn main() {}' > src/main.rs \
- && for crate in engine/*; do \
+RUN for crate in . engine/*; do \
       mkdir $crate/src $crate/benches && touch $crate/src/lib.rs; \
       for bench in $(grep -A1 '^\[\[bench\]\]' $crate/Cargo.toml | sed -n 's/^name = "\(.*\)"/\1/p'); do touch $crate/benches/$bench.rs; done; \
     done \
+ && rm src/lib.rs && echo 'fn main() {}' > src/main.rs \
  && cargo build --release --locked
 
 # Cargo compares times: without `touch` our files could look older than their stand-ins.
