@@ -57,10 +57,13 @@ fn ask(url: &str, timeout_s: f64) -> anyhow::Result<String> {
 fn url(args: &HealthArgs, env: &Environment) -> anyhow::Result<String> {
     if let Some(url) = &args.url {
         let url = url.trim_end_matches('/');
-        return Ok(match url.ends_with("/health") {
-            true => url.to_owned(),
-            false => format!("{url}/health"),
-        });
+        let scheme = if url.contains("://") { "" } else { "http://" };
+        let path = if url.ends_with("/health") {
+            ""
+        } else {
+            "/health"
+        };
+        return Ok(format!("{scheme}{url}{path}"));
     }
     let variable = |names: &[&str]| {
         let found = names
@@ -146,6 +149,17 @@ mod tests {
             ),
         ] {
             assert_eq!(url(&args, &env).unwrap(), wanted);
+        }
+        for (named, wanted) in [
+            ("10.0.0.7:80", "http://10.0.0.7:80/health"),
+            ("http://bitnet:8081/", "http://bitnet:8081/health"),
+            ("https://bitnet/llm/health", "https://bitnet/llm/health"),
+        ] {
+            let args = HealthArgs {
+                url: Some(named.to_owned()),
+                ..args(None, None)
+            };
+            assert_eq!(url(&args, &env(&[])).unwrap(), wanted);
         }
         assert!(url(&args(None, None), &env(&[("PORT", "http")])).is_err());
     }

@@ -88,12 +88,9 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Some(Task::Health(args)) => health::run(&args, &settings::environment()),
         Some(Task::Synth(args)) => synth::run(&args),
         Some(Task::Completions { shell }) => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "bitnet-launch",
-                &mut std::io::stdout(),
-            );
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "bitnet-launch", &mut script);
+            std::io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Task::Engine) => engine_main::run(),
@@ -139,7 +136,7 @@ fn llama_server(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Exit
     let flags: Flags = match llama_argv::parse(args)? {
         llama_argv::Request::Serve(flags) => flags,
         llama_argv::Request::Help => {
-            print!("{}", llama_argv::help());
+            std::io::stdout().write_all(llama_argv::help().as_bytes())?;
             return Ok(ExitCode::SUCCESS);
         }
         llama_argv::Request::Version => {

@@ -170,6 +170,29 @@ fn synth_writes_a_model_that_can_be_planned() {
     );
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("tiny.gguf"), "{}", stdout(&output));
+    // A device must not become a file.
+    let socket = directory.path().join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for path in [&socket, directory.path()] as [&Path; 2] {
+        let output = launch(
+            &["synth", "--shape", "tiny", "-o", path.to_str().unwrap()],
+            &[],
+        );
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            stderr(&output).contains("is no regular file"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    drop(listener);
+    assert!(!std::fs::symlink_metadata(&socket).unwrap().is_file());
+    let nowhere = directory.path().join("nowhere/x.gguf");
+    let output = launch(
+        &["synth", "--shape", "tiny", "-o", nowhere.to_str().unwrap()],
+        &[],
+    );
+    assert_eq!(stderr(&output).matches("(os error").count(), 1);
     let output = launch(&["synth", "--shape", "huge", "-o", name], &[]);
     assert_eq!(output.status.code(), Some(2));
 }
@@ -230,6 +253,30 @@ fn completions_name_the_commands() {
     let output = launch(&["completions", "bash"], &[]);
     assert_eq!(output.status.code(), Some(0));
     assert!(stdout(&output).contains("doctor"));
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_is_no_panic() {
+    let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else {
+        return eprintln!("skipped: no /dev/full here");
+    };
+    for args in [
+        &["completions", "bash"][..],
+        &["llama-server", "--help"],
+        &["--check"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_bitnet-launch"))
+            .args(args)
+            .stdout(full.try_clone().unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(
+            stderr(&output).starts_with("error: "),
+            "{}",
+            stderr(&output)
+        );
+    }
 }
 
 #[test]

@@ -158,7 +158,7 @@ impl Asked {
             )?,
             prefill_assistant: self.or("prefill-assistant", true, values::switch)?,
             hosts: self.or("host", vec!["127.0.0.1".to_owned()], values::hosts)?,
-            port: self.or("port", if llama { 8080 } else { 8081 }, values::port)?,
+            port: self.port(llama)?,
             api_keys: self.api_keys()?,
             public_models: self.or("public-models", false, values::switch)?,
             timeout: self.or("timeout", Duration::from_secs(600), values::seconds)?,
@@ -175,7 +175,7 @@ impl Asked {
             ui: self.or("ui", true, values::switch)?,
             max_queue: self.or("max-queue", 64, values::count)?,
             drain_timeout: self.or("drain-timeout", Duration::from_secs(4), values::seconds)?,
-            hang_timeout: self.optional("hang-timeout", values::seconds)?,
+            hang_timeout: self.optional("hang-timeout", values::hang_timeout)?,
             metrics: self.or("metrics", !llama, values::switch)?,
             slots: self.or("slots", true, values::switch)?,
             props: self.or("props", false, values::switch)?,
@@ -308,8 +308,17 @@ impl Asked {
         }
     }
 
+    fn port(&self, llama: bool) -> Result<Setting<u16>, SettingsError> {
+        let default = if llama { 8080 } else { 8081 };
+        let asked = self.optional("port", values::port)?;
+        Ok(Setting {
+            value: asked.value.unwrap_or(default),
+            source: asked.source,
+        })
+    }
+
     fn api_keys(&self) -> Result<Setting<Vec<String>>, SettingsError> {
-        let mut keys = self.or("api-key", Vec::new(), values::list)?;
+        let mut keys = self.or("api-key", Vec::new(), values::api_keys)?;
         if let Some(file) = self.0.get("api-key-file") {
             let text = read_text(file)?;
             let lines = text.lines().map(str::trim);

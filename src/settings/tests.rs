@@ -326,6 +326,14 @@ fn keys_come_from_variable_flag_and_file() {
     std::fs::write(&file, "# mine\nsecret\n\n other \n").unwrap();
     let s = settings(&[("api-key-file", file.to_str().unwrap())], &[]);
     assert_eq!(s.api_keys.value, ["secret", "other"]);
+    assert!(
+        settings(&[], &[("LLAMA_API_KEY", "")])
+            .api_keys
+            .value
+            .is_empty()
+    );
+    assert!(message(&[("api-key", "")], &[]).ends_with("expected at least one key"));
+    assert!(message(&[("api-key", " , ")], &[]).ends_with("expected at least one key"));
     std::fs::write(&file, "# none\n").unwrap();
     assert!(
         message(&[("api-key-file", file.to_str().unwrap())], &[])
@@ -387,4 +395,24 @@ fn sources_read_well() {
         "bitnet.toml"
     );
     assert_eq!(Source::Default.to_string(), "default");
+}
+
+#[test]
+fn a_port_of_auto_is_the_usual_one() {
+    let s = settings(&[], &[("PORT", "auto")]);
+    assert_eq!(s.port.value, 8081);
+}
+
+#[test]
+fn engines_get_the_time_of_several_heartbeats() {
+    for short in ["0", "1.9", "-3"] {
+        let text = message(&[("hang-timeout", short)], &[]);
+        assert!(text.ends_with("from 2 to 86400, or `auto`"), "{text}");
+    }
+    assert_eq!(
+        settings(&[("hang-timeout", "auto")], &[])
+            .hang_timeout
+            .value,
+        None
+    );
 }

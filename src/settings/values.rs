@@ -34,6 +34,15 @@ pub(super) fn list(text: &str) -> Read<Vec<String>> {
     Ok(items.map(str::to_owned).collect())
 }
 
+/// Never none: a flag whose shell variable is unset must not open the server.
+pub(super) fn api_keys(text: &str) -> Read<Vec<String>> {
+    let keys = list(text)?;
+    match keys.is_empty() {
+        true => Err("at least one key".to_owned()),
+        false => Ok(keys),
+    }
+}
+
 pub(super) fn switch(text: &str) -> Read<bool> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "enabled" | "true" | "1" | "yes" => Ok(true),
@@ -221,6 +230,14 @@ pub(super) fn seconds(text: &str) -> Read<Duration> {
         .filter(|s| (0.0..=86_400.0).contains(s))
         .map(Duration::from_secs_f32)
         .ok_or_else(|| "a number of seconds from 0 to 86400".to_owned())
+}
+
+/// Several heartbeats of the engine: less would kill engines that are well.
+pub(super) fn hang_timeout(text: &str) -> Read<Duration> {
+    seconds(text)
+        .ok()
+        .filter(|wait| *wait >= Duration::from_secs(2))
+        .ok_or_else(|| "a number of seconds from 2 to 86400, or `auto`".to_owned())
 }
 
 /// Only the form is checked here; whether this build and CPU have it, the plan says.

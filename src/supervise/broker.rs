@@ -250,6 +250,8 @@ struct Work {
     processed: Option<usize>,
     /// When its first prefill was reported, less the milliseconds it had taken by then.
     prefill_began: Option<Instant>,
+    /// The first token of this engine: when it arrived, and its milliseconds by the engine's clock.
+    first_token: Option<(Instant, f64)>,
     /// Given to an engine more than once.
     resumed: bool,
     shifted: bool,
@@ -268,6 +270,7 @@ impl Work {
             slot: None,
             processed: None,
             prefill_began: None,
+            first_token: None,
             resumed: false,
             shifted: false,
             cancelled: false,
@@ -278,6 +281,20 @@ impl Work {
 
     fn is_suspect(&self) -> bool {
         self.strikes >= STRIKES
+    }
+
+    /// Goes to an engine once more.
+    fn resume(&mut self) {
+        self.slot = None;
+        self.first_token = None;
+        self.resumed = true;
+    }
+
+    /// When a token was sampled. Tokens that arrive in one burst were not made in one instant: the engine's clock tells.
+    fn sampled_at(&mut self, ms: f64) -> Instant {
+        let (arrived, first_ms) = *self.first_token.get_or_insert((Instant::now(), ms));
+        let since_first = Duration::try_from_secs_f64((ms - first_ms) / 1e3).unwrap_or_default();
+        arrived.checked_add(since_first).unwrap_or(arrived)
     }
 
     fn remaining(&self) -> Option<usize> {
@@ -831,8 +848,7 @@ impl Supervisor {
                 continue;
             }
             self.clear_slot(&work);
-            work.slot = None;
-            work.resumed = true;
+            work.resume();
             self.queue.push_front(work);
         }
         failed
@@ -888,7 +904,12 @@ impl Supervisor {
                 };
                 self.prefill(id, &progress);
             }
-            FromEngine::Token { id, token, probs } => self.token(id, token, probs),
+            FromEngine::Token {
+                id,
+                token,
+                probs,
+                ms,
+            } => self.token(id, token, probs, ms),
             FromEngine::Done { id, finish } => self.done(id, finish),
             FromEngine::Heartbeat { steps } => {
                 let advanced = steps.saturating_sub(running.steps);
@@ -932,18 +953,15 @@ impl Supervisor {
         };
     }
 
-    fn token(&mut self, id: u64, token: u32, probs: Option<TokenProbs>) {
+    fn token(&mut self, id: u64, token: u32, probs: Option<TokenProbs>, ms: f64) {
         let Some(work) = self.active.get_mut(&id) else {
             return;
         };
         work.window.push(token);
         work.produced += 1;
         work.strikes = 0;
-        work.send(JobEvent::Token {
-            token,
-            probs,
-            at: Instant::now(),
-        });
+        let at = work.sampled_at(ms);
+        work.send(JobEvent::Token { token, probs, at });
         let mut view = self.shared.view();
         if let Some(slot) = work.slot.and_then(|slot| view.slots.get_mut(slot)) {
             slot.state = 3;
@@ -970,8 +988,7 @@ impl Supervisor {
             return self.finish(work, finish);
         }
         self.clear_slot(&work);
-        work.slot = None;
-        work.resumed = true;
+        work.resume();
         self.queue.push_front(work);
     }
 }

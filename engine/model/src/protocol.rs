@@ -249,6 +249,8 @@ pub enum FromEngine {
         token: u32,
         /// When asked for.
         probs: Option<TokenProbs>,
+        /// Milliseconds since the first prefill step of this generation began.
+        ms: f64,
     },
     /// Last event of a generation.
     Done {

@@ -354,6 +354,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
                 let processed = kv.tokens(run[0].slot).len();
                 send(unfinished.progress(run[0].slot, processed));
                 if processed == unfinished.n_prompt && unfinished.submit.max_tokens == 0 {
+                    send(FromEngine::Heartbeat { steps: *steps });
                     send(FromEngine::Done {
                         id: unfinished.submit.id,
                         finish: Finish::Limit,
@@ -373,6 +374,8 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
                     // What the cache holds led to this; it must not reach another generation.
                     kv.truncate(slot, 0);
                 }
+                // Counters are right by the time a client has its answer, however short the work was.
+                send(FromEngine::Heartbeat { steps: *steps });
                 send(FromEngine::Done {
                     id: job.submit.id,
                     finish,
@@ -388,6 +391,12 @@ impl Job {
         self.submit.tokens.len() > self.n_prompt
     }
 
+    /// Milliseconds since its first prefill step began.
+    fn ms(&self) -> f64 {
+        self.prefill_began
+            .map_or(0.0, |began| began.elapsed().as_secs_f64() * 1e3)
+    }
+
     fn progress(&self, slot: usize, processed: usize) -> FromEngine {
         FromEngine::Prefill {
             id: self.submit.id,
@@ -395,9 +404,7 @@ impl Job {
             total: self.n_prompt,
             cached: self.cached,
             processed,
-            ms: self
-                .prefill_began
-                .map_or(0.0, |began| began.elapsed().as_secs_f64() * 1000.0),
+            ms: self.ms(),
         }
     }
 
@@ -408,6 +415,7 @@ impl Job {
         context: usize,
         send: &mut impl FnMut(FromEngine),
     ) -> Option<Finish> {
+        let ms = self.ms();
         let Submit { id, tokens, .. } = &mut self.submit;
         let sampled = match self.sampler.sample(logits, tokens) {
             Ok(sampled) => sampled,
@@ -419,6 +427,7 @@ impl Job {
             id: *id,
             token: sampled.token,
             probs: sampled.probs,
+            ms,
         });
         let n_new = (tokens.len() - self.n_prompt) as u32;
         if self.submit.eog_tokens.contains(&sampled.token) {

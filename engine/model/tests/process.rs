@@ -57,7 +57,7 @@ fn serves_frames_until_end_of_file() {
     let mut process = Process::start(&start(config(&model(directory.path(), "tiny"))));
     assert!(matches!(process.receive(), FromEngine::Ready { .. }));
     process.send(&ToEngine::Submit(Box::new(submit(5, &prompt(1, 20)))));
-    let mut n_tokens = 0;
+    let (mut n_tokens, mut steps_told) = (0, 0);
     loop {
         match process.receive() {
             FromEngine::Token { id: 5, .. } => n_tokens += 1,
@@ -66,9 +66,10 @@ fn serves_frames_until_end_of_file() {
                 slot: 0,
                 total: 20,
                 ..
-            }
-            | FromEngine::Heartbeat { .. } => {}
+            } => {}
+            FromEngine::Heartbeat { steps } => steps_told = steps,
             FromEngine::Done { id: 5, finish } => {
+                assert!(steps_told >= 12, "{steps_told} steps are known at the end");
                 assert_eq!(finish, Finish::Limit);
                 break;
             }

@@ -62,7 +62,7 @@ pub enum JobEvent {
         token: u32,
         /// When asked for.
         probs: Option<TokenProbs>,
-        /// When the server received it.
+        /// When it was sampled.
         at: Instant,
     },
     /// The end; the channel closes after it.

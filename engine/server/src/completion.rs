@@ -56,10 +56,14 @@ impl FromRequest<Arc<App>> for RawBody {
     }
 }
 
+/// Some clients put it before their JSON.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 impl RawBody {
     /// The body as a JSON object.
     pub(crate) fn object(&self) -> Result<Map<String, Value>, ApiError> {
-        match serde_json::from_slice(&self.0) {
+        let text = self.0.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.0);
+        match serde_json::from_slice(text) {
             Ok(Value::Object(map)) => Ok(map),
             Ok(other) => Err(ApiError::invalid(format!(
                 "the request body is no JSON object: {}",

@@ -84,6 +84,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found_error", "File Not Found")
     }
 
+    /// 404 for a model that is not the one served.
+    pub fn no_model(name: &str, served: &str) -> Self {
+        let message = format!("no model `{name}`, this server has `{served}`");
+        Self::new(StatusCode::NOT_FOUND, "not_found_error", message)
+    }
+
     /// 405 for a path that is served for other methods.
     pub fn method_not_allowed(method: &str, path: &str) -> Self {
         let message = format!("`{method}` is not allowed on `{path}`");

@@ -15,7 +15,7 @@ use bitnet_model::tokenizer::Detokenizer;
 use tokio::time::sleep;
 
 use crate::app::{App, Generation};
-use crate::backend::{Job, JobEvent, JobHandle, Refused};
+use crate::backend::{BackendState, Job, JobEvent, JobHandle, Refused};
 use crate::error::ApiError;
 use crate::metrics::{End, Finished};
 use crate::model::Model;
@@ -451,14 +451,13 @@ impl Run {
     fn cut_short(&mut self) -> Result<Step, ApiError> {
         self.waiting.clear();
         match self.running.last_mut() {
-            Some((choice, _)) => {
+            // An empty answer would look like one; this client may ask another server.
+            Some((choice, _)) if choice.timings.predicted_n > 0 => {
                 let step = choice.stop_here(StopType::Limit, true);
                 self.retire(self.running.len() - 1, End::Cancelled);
                 Ok(step)
             }
-            None => Err(ApiError::unavailable(
-                "draining: the server is shutting down",
-            )),
+            _ => Err(ApiError::from(BackendState::Draining)),
         }
     }
 

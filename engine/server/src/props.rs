@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::Uri;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
@@ -152,6 +152,22 @@ pub(crate) async fn set_adapters() -> ApiError {
 /// `GET /models`, `/v1/models`
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let model = app.ready()?;
+    Ok(reply::ok(&models_json(&app, &model)))
+}
+
+/// `GET /models/NAME`, `/v1/models/NAME`: OpenAI's clients look a model up before they use it.
+pub(crate) async fn model(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let model = app.ready()?;
+    match name == model.id || app.config.aliases.contains(&name) {
+        true => Ok(reply::ok(&models_json(&app, &model)["data"][0])),
+        false => Err(ApiError::no_model(&name, &model.id)),
+    }
+}
+
+fn models_json(app: &App, model: &Model) -> Value {
     let (card, facts) = (&model.card, &model.card.facts);
     let meta = json!({
         "vocab_type": model.vocab_type(),
@@ -164,7 +180,17 @@ pub(crate) async fn models(State(app): State<Arc<App>>) -> Result<Response, ApiE
         "ftype": model.file_type(),
     });
     let family = facts.architecture.name();
-    Ok(reply::ok(&json!({
+    let entry = json!({
+        "id": model.id,
+        "aliases": app.config.aliases,
+        "tags": [],
+        "object": "model",
+        "created": card.created_unix_s,
+        "owned_by": "llamacpp",
+        "architecture": { "input_modalities": ["text"], "output_modalities": ["text"] },
+        "meta": meta,
+    });
+    json!({
         "models": [{
             "name": model.id,
             "model": model.id,
@@ -186,17 +212,8 @@ pub(crate) async fn models(State(app): State<Arc<App>>) -> Result<Response, ApiE
             },
         }],
         "object": "list",
-        "data": [{
-            "id": model.id,
-            "aliases": app.config.aliases,
-            "tags": [],
-            "object": "model",
-            "created": card.created_unix_s,
-            "owned_by": "llamacpp",
-            "architecture": { "input_modalities": ["text"], "output_modalities": ["text"] },
-            "meta": meta,
-        }],
-    })))
+        "data": [entry],
+    })
 }
 
 /// `2.4B`

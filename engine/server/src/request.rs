@@ -632,7 +632,7 @@ impl Number {
     fn range(&self) -> String {
         match (self.low, self.high) {
             (low, _) if low == f64::from(f32::MIN_POSITIVE) => "more than 0".into(),
-            (low, high) if high >= U32 => format!("at least {low}"),
+            (low, high) if high >= U32 => format!("{low} to {}", high as u64),
             (low, high) => format!("{low} to {high}"),
         }
     }

@@ -58,6 +58,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .get(&["/metrics"], metrics::metrics)
         .get(&["/slots"], props::slots)
         .get(&["/models", "/v1/models"], props::models)
+        .get(&["/models/{*name}", "/v1/models/{*name}"], props::model)
         .get(&["/props"], props::props)
         .post(&["/props"], props::set_props)
         .get(&["/lora-adapters"], props::adapters)

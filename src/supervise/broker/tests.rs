@@ -195,7 +195,14 @@ impl Mind {
             self.steps += 1;
             let finish = submit.eog_tokens.contains(&token).then_some(Finish::Eos);
             let probs = None;
-            self.say(&FromEngine::Token { id, token, probs });
+            // A millisecond each by this engine's clock, whatever the test's machine does.
+            let ms = self.produced as f64;
+            self.say(&FromEngine::Token {
+                id,
+                token,
+                probs,
+                ms,
+            });
             let steps = self.steps;
             self.say(&FromEngine::Heartbeat { steps });
             finish
@@ -588,6 +595,17 @@ fn an_engine_that_never_gets_ready_is_given_up() {
 }
 
 #[test]
+fn tokens_that_arrive_together_keep_the_engines_times() {
+    let (events, _) = unbounded_channel();
+    let mut work = Work::new(1, job(&[5], 1, None), events);
+    let at = [40.0, 41.5, 43.0, f64::NAN].map(|ms| work.sampled_at(ms));
+    let since_first = at.map(|each| each.duration_since(at[0]).as_micros());
+    assert_eq!(since_first, [0, 1500, 3000, 0]);
+    work.resume();
+    assert!(work.sampled_at(2.0) >= at[0]);
+}
+
+#[test]
 fn late_events_of_unknown_jobs_are_ignored() {
     let mut seen = HashMap::new();
     let mut bench = bench(vec![], vec![], |_| {});
@@ -598,6 +616,7 @@ fn late_events_of_unknown_jobs_are_ignored() {
                 id,
                 token: 5,
                 probs: None,
+                ms: 0.0,
             };
             let sent = bench
                 .broker

@@ -83,8 +83,10 @@ pub enum Vocabulary {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum SynthError {
-    #[error("cannot write `{}`: {source}", path.display())]
+    #[error("cannot write `{}`", path.display())]
     Write { path: PathBuf, source: io::Error },
+    #[error("`{}` is no regular file", path.display())]
+    NoFile { path: PathBuf },
     #[error("tensor `{name}` of shape {dims:?} cannot be {ty}")]
     Shape {
         name: String,
@@ -208,7 +210,8 @@ impl Shape {
 /// Writes a model to `path`, through a temporary file beside it. `progress` hears (bytes written, bytes in all).
 ///
 /// # Errors
-/// When the shape is impossible or the file can't be written; nothing is left behind then.
+/// When the shape is impossible, the file can't be written, or the path is a directory or device; nothing is left behind
+/// then, and nothing replaced.
 pub fn write(
     shape: &Shape,
     seed: u64,
@@ -222,6 +225,10 @@ pub fn write(
         path: path.to_owned(),
         source,
     };
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        let path = path.to_owned();
+        return Err(SynthError::NoFile { path });
+    }
     let model = Model::plan(shape, seed)?;
     let written = File::create(&part)
         .and_then(|mut file| model.write(&mut file, progress))

@@ -150,7 +150,9 @@ impl Run {
                     (outcome.slot, outcome.cached) = (Some(*slot), *cached);
                     outcome.progress.push(*processed);
                 }
-                FromEngine::Token { id, token, probs } if *id == wanted => {
+                FromEngine::Token {
+                    id, token, probs, ..
+                } if *id == wanted => {
                     assert!(outcome.slot.is_some() && outcome.finish.is_none());
                     outcome.tokens.push(*token);
                     outcome.probs.push(probs.clone());

@@ -220,6 +220,8 @@ fn broken_json() {
         let (status, kind, _) = server.post_text("/completion", body).error();
         assert_eq!((status, kind.as_str()), (400, INVALID), "{body:?}");
     }
+    let marked = "\u{feff}{\"prompt\":\"x\"}";
+    assert_eq!(server.post_text("/completion", marked).status, 200);
     let deep = "[".repeat(100_000);
     assert_eq!(server.post_text("/completion", &deep).status, 400);
     let reply = request(

@@ -172,6 +172,32 @@ fn the_deadline_ends_streams_properly() {
 }
 
 #[test]
+fn the_deadline_answers_503_before_the_first_token() {
+    let mut server = Server::start();
+    server.plays(Script {
+        tokens: server.byte_tokens(b"late"),
+        prefill: Duration::from_secs(30),
+        ..Script::default()
+    });
+    let address = server.address;
+    let clients: Vec<_> = [false, true]
+        .map(|stream| {
+            let body = json!({ "prompt": "x", "stream": stream }).to_string();
+            thread::spawn(move || request(address, "POST", "/completion", &[], body.as_bytes()))
+        })
+        .into();
+    server.until("both run", |server| server.backend.running() == 2);
+    server.app.drain(Duration::from_millis(200));
+    let serving = server.serving.take().unwrap();
+    server.runtime.block_on(serving).unwrap().unwrap();
+    for client in clients {
+        let (status, _, message) = client.join().unwrap().error();
+        assert_eq!(status, 503);
+        assert!(message.contains("draining"), "{message}");
+    }
+}
+
+#[test]
 fn keys() {
     let config = ServerConfig {
         api_keys: ApiKeys(vec!["k1".into(), "k2".into()]),

@@ -552,6 +552,10 @@ fn props_slots_models() {
             (&json!("list"), &json!("tiny.gguf"), &json!("model"))
         );
         assert!(model["meta"]["n_params"].as_u64().unwrap() > 0);
+        assert_eq!(server.get(&format!("{path}/tiny.gguf")).json(), *model);
+        let (status, kind, message) = server.get(&format!("{path}/org/other")).error();
+        assert_eq!((status, kind.as_str()), (404, "not_found_error"));
+        assert!(message.contains("`org/other`") && message.contains("`tiny.gguf`"));
     }
     let page = server.get("/");
     assert!(page.text().starts_with("<!doctype html>") && page.text().contains("ready"));
