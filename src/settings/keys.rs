@@ -219,7 +219,7 @@ pub(crate) const KEYS: &[Key] = &[
     value(NETWORK, "timeout", "SECONDS", "A client that takes no bytes for this long is gone")
         .env(&["LLAMA_ARG_TIMEOUT"])
         .default("600"),
-    value(NETWORK, "sse-ping-interval", "SECONDS", "Silence in a stream before a comment line is sent")
+    value(NETWORK, "sse-ping-interval", "SECONDS", "Silence in a stream before a comment line is sent; 0 is never")
         .env(&["LLAMA_ARG_SSE_PING_INTERVAL"])
         .default("30"),
     value(NETWORK, "api-prefix", "PATH", "Put before every route, such as /llm").env(&["LLAMA_ARG_API_PREFIX"]),

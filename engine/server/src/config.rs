@@ -65,7 +65,7 @@ pub struct ServerConfig {
     pub read_timeout: Duration,
     /// A client that takes no bytes for this long is gone.
     pub write_timeout: Duration,
-    /// Silence in a stream before a comment line is sent.
+    /// Silence in a stream before a comment line is sent; zero: never.
     pub sse_ping: Duration,
 }
 

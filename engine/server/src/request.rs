@@ -106,6 +106,7 @@ impl Params {
             sse_ping: match fields.int(&["sse_ping_interval"], -1, i64::MAX)? {
                 Some(seconds) if seconds > 0 => Duration::from_secs(seconds as u64),
                 Some(_) => Duration::MAX,
+                None if config.sse_ping.is_zero() => Duration::MAX,
                 None => config.sse_ping,
             },
         })

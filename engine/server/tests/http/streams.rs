@@ -222,6 +222,13 @@ fn pings_in_silence() {
     let reply = server.post("/completion", json!({ "prompt": "p", "stream": true }));
     assert!(reply.text().starts_with(":\n\n"), "{}", reply.text());
     assert_eq!(joined(&reply.frames()), "x");
+    let server = Server::with(ServerConfig {
+        sse_ping: Duration::ZERO,
+        ..ServerConfig::default()
+    });
+    server.says("never");
+    let reply = server.post("/completion", json!({ "prompt": "p", "stream": true }));
+    assert!(!reply.text().contains(":\n\n"), "{}", reply.text());
 }
 
 #[test]
