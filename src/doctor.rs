@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cli::DoctorArgs;
 use crate::host::{CpuSet, Host};
-use crate::plan::{Choice, Plan, Warning, mb};
+use crate::plan::{Choice, Plan, Warning, head_name, mb};
 use crate::settings::{Dialect, Settings, environment};
 use crate::startup::{self, Prepared};
 
@@ -299,6 +299,10 @@ fn plan_rows(plan: &Plan) -> Vec<Row> {
             "cache type",
             because(&plan.kv_type, |kv| kv_name(*kv).to_owned()),
         ),
+        (
+            "output head",
+            because(&plan.head, |head| head_name(*head).to_owned()),
+        ),
         ("memory", plan.memory.to_string()),
     ]
 }
@@ -372,9 +376,11 @@ fn plan_json(plan: &Plan) -> Value {
         "slot_context": choice(&plan.slot_context, json!(plan.slot_context.value)),
         "prefill_batch": choice(&plan.prefill_batch, json!(plan.prefill_batch.value)),
         "kv_type": choice(&plan.kv_type, json!(kv_name(plan.kv_type.value))),
+        "head": choice(&plan.head, json!(head_name(plan.head.value))),
         "mlock": choice(&plan.mlock, json!(plan.mlock.value)),
         "memory": {
-            "weights_bytes": memory.weights_bytes, "kv_bytes": memory.kv_bytes,
+            "weights_bytes": memory.weights_bytes, "head_copies_bytes": memory.head_copies_bytes,
+            "kv_bytes": memory.kv_bytes,
             "buffers_bytes": memory.buffers_bytes, "program_bytes": memory.program_bytes,
             "total_bytes": memory.total_bytes(), "budget_bytes": memory.budget.as_ref().map(|b| b.bytes),
         },

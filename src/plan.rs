@@ -14,13 +14,15 @@ use std::fmt;
 
 use bitnet_kernels::Kernel;
 use bitnet_model::facts::ModelFacts;
-use bitnet_model::protocol::{EngineConfig, KvType};
+use bitnet_model::gguf::TensorType;
+use bitnet_model::protocol::{EngineConfig, HeadMode, KvType};
+use bitnet_model::screening;
 
 use crate::host::{CpuSet, Host};
 use crate::settings::{ModelSize, Settings, Source, UseCase};
 use cpus::{Cpus, choose_pin};
 pub(crate) use memory::{MemoryPlan, mb};
-use memory::{SMALLEST_CONTEXT, Sizes, budget, choose_slots, does_not_fit};
+use memory::{SMALLEST_CONTEXT, Sizes, budget, choose_slots, does_not_fit, head_copies_bytes};
 pub(crate) use reason::Reason;
 
 /// A decision and the reason for it.
@@ -57,6 +59,8 @@ pub(crate) struct Plan {
     pub prefill_batch: Choice<usize>,
     /// KV cache element type.
     pub kv_type: Choice<KvType>,
+    /// Output head.
+    pub head: Choice<HeadMode>,
     /// Lock the weights.
     pub mlock: Choice<bool>,
     /// Where the memory goes.
@@ -165,14 +169,25 @@ pub(crate) fn plan(
         settings.kv_type.value,
         Reason::of(&settings.kv_type.source, Reason::Default),
     );
-    let sizes = Sizes {
+    let mut head = choose_head(facts, settings, &mut warnings);
+    let mut sizes = Sizes {
         facts,
         kv_type: kv_type.value,
+        head: head.value,
         batch: prefill_batch.value,
         threads: prefill_cpus.value.len(),
         budget: budget(host),
     };
-    let (slots, slot_context) = choose_slots(&sizes, settings, &mut warnings)?;
+    let n_warnings = warnings.len();
+    let mut room = choose_slots(&sizes, settings, &mut warnings);
+    if settings.head.value.is_none() && head.value != HeadMode::Full && is_short(&room) {
+        let mb = mb(head_copies_bytes(facts, head.value));
+        head = Choice::new(HeadMode::Full, Reason::NoRoomForCopies { mb });
+        sizes.head = HeadMode::Full;
+        warnings.truncate(n_warnings);
+        room = choose_slots(&sizes, settings, &mut warnings);
+    }
+    let (slots, slot_context) = room?;
     warn_of_size(facts, settings, &mut warnings);
     Ok(Plan {
         memory: sizes.memory(slots.value, slot_context.value),
@@ -184,6 +199,7 @@ pub(crate) fn plan(
         slot_context,
         prefill_batch,
         kv_type,
+        head,
         mlock: Choice::new(
             settings.mlock.value,
             Reason::of(&settings.mlock.source, Reason::Default),
@@ -228,6 +244,50 @@ fn choose_kernel(
         source_: source.clone(),
         available: host.kernels.iter().map(Kernel::to_string).collect(),
     })
+}
+
+/// Weights from which on the head is worth copying.
+const LARGE_HEAD_WEIGHTS: usize = 16_000_000;
+
+/// Screened when it is large and not quantised. What comes out is the same by any mode.
+fn choose_head(
+    facts: &ModelFacts,
+    settings: &Settings,
+    warnings: &mut Vec<Warning>,
+) -> Choice<HeadMode> {
+    let ty = facts.head_type;
+    let is_float = matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16);
+    let can_screen = is_float && screening::fits(facts.n_embd);
+    let source = &settings.head.source;
+    match settings.head.value {
+        Some(mode) if can_screen || mode == HeadMode::Full => {
+            Choice::new(mode, Reason::AskedFor(source.clone()))
+        }
+        Some(_) => {
+            warnings.push(Warning::new(
+                format!("this model's output head of {ty} can't be screened ({source})"),
+                "it is read in full, with the same results; say `--head full`",
+            ));
+            Choice::new(HeadMode::Full, Reason::HeadNotScreened { ty })
+        }
+        None if !can_screen => Choice::new(HeadMode::Full, Reason::HeadNotScreened { ty }),
+        None if facts.n_vocab * facts.n_embd < LARGE_HEAD_WEIGHTS => {
+            Choice::new(HeadMode::Full, Reason::SmallHead)
+        }
+        None => {
+            let mb = mb(facts.head_bytes);
+            Choice::new(HeadMode::Exact, Reason::LargeHead { mb })
+        }
+    }
+}
+
+/// Less than wanted, or nothing at all.
+fn is_short(room: &Result<(Choice<usize>, Choice<usize>), PlanError>) -> bool {
+    let is_cut = |choice: &Choice<usize>| matches!(choice.because, Reason::FitsMemory { .. });
+    match room {
+        Ok((slots, context)) => is_cut(slots) || is_cut(context),
+        Err(error) => matches!(error, PlanError::Memory { .. }),
+    }
 }
 
 fn choose_batch(settings: &Settings) -> Choice<usize> {
@@ -285,6 +345,7 @@ impl Plan {
             slot_context: self.slot_context.value,
             prefill_batch: self.prefill_batch.value,
             kv_type: self.kv_type.value,
+            head: self.head.value,
             mlock: self.mlock.value,
             overrides: settings.overrides.clone(),
         }
@@ -349,8 +410,22 @@ impl Plan {
                 "Prompt step: {} tokens ({})",
                 self.prefill_batch.value, self.prefill_batch.because
             ),
+            format!(
+                "Output head: {} ({})",
+                head_name(self.head.value),
+                self.head.because
+            ),
             format!("Memory: {}", self.memory),
         ]
+    }
+}
+
+/// Its name as a setting.
+pub(crate) fn head_name(head: HeadMode) -> &'static str {
+    match head {
+        HeadMode::Full => "full",
+        HeadMode::Exact => "exact",
+        HeadMode::Proven => "proven",
     }
 }
 

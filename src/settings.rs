@@ -12,7 +12,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bitnet_model::protocol::{KvType, ModelSource, Overrides, SamplerKind, SamplingParams};
+use bitnet_model::protocol::{
+    HeadMode, KvType, ModelSource, Overrides, SamplerKind, SamplingParams,
+};
 
 use crate::host::CpuSet;
 use asked::Asked;
@@ -207,6 +209,8 @@ pub(crate) struct Settings {
     pub overrides: Overrides,
     /// Kernel wanted; `None` is automatic.
     pub kernel: Setting<Option<KernelName>>,
+    /// Output head; `None` is automatic.
+    pub head: Setting<Option<HeadMode>>,
     /// Decode threads; `None` is automatic.
     pub threads: Setting<Option<usize>>,
     /// Prefill threads; `None` is automatic.

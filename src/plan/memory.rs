@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use bitnet_model::facts::ModelFacts;
-use bitnet_model::protocol::KvType;
+use bitnet_model::protocol::{HeadMode, KvType};
+use bitnet_model::screening;
 
 use super::{Choice, PlanError, Reason, Warning};
 use crate::host::Host;
@@ -30,6 +31,8 @@ const MB: u64 = 1 << 20;
 pub(crate) struct MemoryPlan {
     /// All weights.
     pub weights_bytes: u64,
+    /// Copies of the output head, to screen it.
+    pub head_copies_bytes: u64,
     /// Key/value cache of all slots, full.
     pub kv_bytes: u64,
     /// Activations, logits, attention scores.
@@ -43,7 +46,25 @@ pub(crate) struct MemoryPlan {
 impl MemoryPlan {
     /// All of it.
     pub(crate) fn total_bytes(&self) -> u64 {
-        self.weights_bytes + self.kv_bytes + self.buffers_bytes + self.program_bytes
+        self.weights_bytes
+            + self.head_copies_bytes
+            + self.kv_bytes
+            + self.buffers_bytes
+            + self.program_bytes
+    }
+
+    fn parts(&self) -> String {
+        let copies = match self.head_copies_bytes {
+            0 => String::new(),
+            bytes => format!(" + {} copies of the output head", mb(bytes)),
+        };
+        format!(
+            "{} weights{copies} + {} key/value cache + {} buffers + {} program",
+            mb(self.weights_bytes),
+            mb(self.kv_bytes),
+            mb(self.buffers_bytes),
+            mb(self.program_bytes),
+        )
     }
 
     fn fits(&self) -> bool {
@@ -68,12 +89,9 @@ impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} MB at most ({} weights + {} key/value cache + {} buffers + {} program) of ",
+            "{} MB at most ({}) of ",
             mb(self.total_bytes()),
-            mb(self.weights_bytes),
-            mb(self.kv_bytes),
-            mb(self.buffers_bytes),
-            mb(self.program_bytes),
+            self.parts(),
         )?;
         match &self.budget {
             None => f.write_str("an unknown amount"),
@@ -88,12 +106,9 @@ impl fmt::Display for MemoryPlan {
 pub(super) fn does_not_fit(memory: &MemoryPlan) -> String {
     let budget = memory.budget.as_ref().map_or(0, |budget| budget.bytes);
     format!(
-        "{} MB needed ({} weights + {} key/value cache + {} buffers + {} program), {} MB available{}",
+        "{} MB needed ({}), {} MB available{}",
         mb(memory.total_bytes()),
-        mb(memory.weights_bytes),
-        mb(memory.kv_bytes),
-        mb(memory.buffers_bytes),
-        mb(memory.program_bytes),
+        memory.parts(),
         mb(budget),
         match memory
             .budget
@@ -115,6 +130,7 @@ pub(crate) fn mb(bytes: u64) -> u64 {
 pub(super) struct Sizes<'a> {
     pub(super) facts: &'a ModelFacts,
     pub(super) kv_type: KvType,
+    pub(super) head: HeadMode,
     pub(super) batch: usize,
     pub(super) threads: usize,
     pub(super) budget: Option<Budget>,
@@ -129,6 +145,7 @@ impl Sizes<'_> {
         let scores = self.threads * facts.n_head * slot_context;
         MemoryPlan {
             weights_bytes: facts.weight_bytes + facts.dense_bytes() + facts.vector_bytes,
+            head_copies_bytes: head_copies_bytes(facts, self.head),
             kv_bytes: positions * facts.kv_bytes_per_token(self.kv_type),
             buffers_bytes: ((activations + logits + scores) * size_of::<f32>()) as u64,
             program_bytes: PROGRAM_BYTES + facts.n_vocab as u64 * VOCABULARY_ENTRY_BYTES,
@@ -138,6 +155,14 @@ impl Sizes<'_> {
 
     fn fits(&self, slots: usize, slot_context: usize) -> bool {
         self.memory(slots, slot_context).fits()
+    }
+}
+
+/// Bytes of the copies that screen the output head.
+pub(super) fn head_copies_bytes(facts: &ModelFacts, head: HeadMode) -> u64 {
+    match head {
+        HeadMode::Full => 0,
+        HeadMode::Exact | HeadMode::Proven => screening::bytes(facts.n_vocab, facts.n_embd),
     }
 }
 
@@ -265,6 +290,13 @@ fn what_to_change(settings: &Settings) -> String {
     }
     if settings.batch_size.value.is_some_and(|batch| batch > 512) {
         changes.push(format!("lower the batch ({})", settings.batch_size.source));
+    }
+    if settings
+        .head
+        .value
+        .is_some_and(|head| head != HeadMode::Full)
+    {
+        changes.push("use `--head full`".to_owned());
     }
     if settings.kv_type.value == KvType::F32 {
         changes.push("use `--kv-type f16`".to_owned());

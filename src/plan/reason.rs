@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use bitnet_model::gguf::TensorType;
+
 use crate::settings::{Setting, Source, UseCase};
 
 /// Why a value was chosen.
@@ -80,6 +82,23 @@ pub(crate) enum Reason {
         slots: usize,
         /// Who asked for the total.
         source: Source,
+    },
+    /// Reading it for every token would take long.
+    LargeHead {
+        /// As stored.
+        mb: u64,
+    },
+    /// Reading it for every token takes little.
+    SmallHead,
+    /// Screening would not read less.
+    HeadNotScreened {
+        /// How it is stored.
+        ty: TensorType,
+    },
+    /// Copies of the head would not fit into memory beside everything else.
+    NoRoomForCopies {
+        /// They would take.
+        mb: u64,
     },
     /// More would not fit into memory.
     FitsMemory {
@@ -172,6 +191,12 @@ impl fmt::Display for Reason {
                 source,
             } => {
                 write!(f, "{asked} shared by {slots} slots, {source}")
+            }
+            Reason::LargeHead { mb } => write!(f, "a head of {mb} MB"),
+            Reason::SmallHead => f.write_str("a small head"),
+            Reason::HeadNotScreened { ty } => write!(f, "a head of {ty} can't be screened"),
+            Reason::NoRoomForCopies { mb } => {
+                write!(f, "{mb} MB of copies would not fit into memory")
             }
             Reason::FitsMemory { wanted, budget_mb } => {
                 write!(f, "{wanted} would not fit into {budget_mb} MB")

@@ -34,6 +34,7 @@ fn facts_2b() -> ModelFacts {
         embedding_bytes: 656_670_720,
         vector_bytes: 1_761_280,
         tied_head: true,
+        head_type: TensorType::F16,
         ..demo
     }
 }
@@ -268,6 +269,59 @@ fn what_does_not_fit_is_refused_part_by_part() {
     let plan = plan(&small, &facts_2b(), &settings(&[], &[])).unwrap();
     assert_eq!(plan.slots.value, 1);
     assert!(plan.slot_context.value < 4096 && plan.slot_context.value.is_multiple_of(256));
+}
+
+#[test]
+fn a_large_head_is_screened_where_there_is_room() {
+    let head = |host: &Host, facts: &ModelFacts, flags: &[(&'static str, &str)]| {
+        let plan = plan(host, facts, &settings(flags, &[])).unwrap();
+        assert_eq!(
+            plan.memory.head_copies_bytes > 0,
+            plan.head.value != HeadMode::Full
+        );
+        (plan.head, plan.warnings.len(), plan.slots.value)
+    };
+    let desktop = host("desktop-8c16t");
+    let facts = facts_2b();
+    let (choice, _, _) = head(&desktop, &facts, &[]);
+    assert_eq!(choice.value, HeadMode::Exact);
+    assert_eq!(choice.because.to_string(), "a head of 627 MB");
+    let plan = planned("desktop-8c16t", &[("head", "proven")]).unwrap();
+    assert_eq!(plan.memory.head_copies_bytes, 128_256 * (2560 + 16));
+    assert_eq!(plan.head.value, HeadMode::Proven);
+    assert!(plan.head.because.is_asked());
+    let (choice, _, _) = head(&desktop, &facts, &[("head", "full")]);
+    assert_eq!(choice.value, HeadMode::Full);
+
+    let small = ModelFacts {
+        n_vocab: 6000,
+        ..facts.clone()
+    };
+    let (choice, n_warnings, _) = head(&desktop, &small, &[]);
+    let small_head = Choice::new(HeadMode::Full, Reason::SmallHead);
+    assert_eq!((choice, n_warnings), (small_head, 0));
+    let quantised = ModelFacts {
+        head_type: TensorType::Q6K,
+        ..facts.clone()
+    };
+    let because = Reason::HeadNotScreened {
+        ty: TensorType::Q6K,
+    };
+    let full = Choice::new(HeadMode::Full, because);
+    assert_eq!(head(&desktop, &quantised, &[]).0, full);
+    let (choice, n_warnings, _) = head(&desktop, &quantised, &[("head", "exact")]);
+    assert_eq!((choice, n_warnings), (full, 1));
+
+    // Slots before copies, unless the copies were asked for.
+    let mut tight = host("container-v2");
+    tight.limits.memory.as_mut().unwrap().bytes = 2800 << 20;
+    let (choice, _, slots) = head(&tight, &facts, &[]);
+    assert_eq!((choice.value, slots), (HeadMode::Full, 4));
+    let reason = choice.because.to_string();
+    assert_eq!(reason, "316 MB of copies would not fit into memory");
+    let (choice, _, slots) = head(&tight, &facts, &[("head", "exact")]);
+    assert_eq!(choice.value, HeadMode::Exact);
+    assert!(slots < 4);
 }
 
 #[test]

@@ -141,6 +141,7 @@ impl Asked {
                     .value,
             },
             kernel: self.optional("kernel", values::kernel)?,
+            head: self.optional("head", values::head)?,
             threads: self.or("threads", None, values::threads)?,
             threads_batch: self.or("threads-batch", None, values::threads)?,
             cpu_affinity: self.or("cpu-affinity", Affinity::Auto, values::affinity)?,

@@ -150,6 +150,13 @@ pub(crate) const KEYS: &[Key] = &[
     value(MACHINE, "kernel", "NAME", "auto, i2_s, tl1 or tl2, or one exactly, such as i2_s/avx2")
         .env(&["BITNET_KERNEL"])
         .default("auto: the best this CPU has"),
+    value(
+        MACHINE,
+        "head",
+        "MODE",
+        "How the output head finds the best tokens: exact (screened by 4-bit copies, within 8 standard deviations), proven (by 8-bit copies, within bounds that always hold) or full (all of it for every token); the tokens are the same",
+    )
+    .default("auto: exact for a large head of F32, F16 or BF16"),
     value(MACHINE, "threads", "N", "Threads that produce tokens")
         .short('t')
         .env(&["LLAMA_ARG_THREADS", "OMP_NUM_THREADS"])

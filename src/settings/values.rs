@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bitnet_model::protocol::{Activation, KvType, SamplerKind};
+use bitnet_model::protocol::{Activation, HeadMode, KvType, SamplerKind};
 use tracing::level_filters::LevelFilter;
 
 use super::asked::LIST_SEPARATOR;
@@ -246,6 +246,15 @@ pub(super) fn kernel(text: &str) -> Read<KernelName> {
     match packing {
         "i2_s" | "tl1" | "tl2" => Ok(text.to_owned()),
         _ => Err("`auto`, `i2_s`, `tl1`, `tl2` or one exactly, such as `i2_s/avx2`".to_owned()),
+    }
+}
+
+pub(super) fn head(text: &str) -> Read<HeadMode> {
+    match text {
+        "exact" => Ok(HeadMode::Exact),
+        "proven" => Ok(HeadMode::Proven),
+        "full" => Ok(HeadMode::Full),
+        _ => Err("`auto`, `exact`, `proven` or `full`".to_owned()),
     }
 }
 

@@ -163,6 +163,20 @@ impl Kernel {
     }
 }
 
+/// Nibble planes of a screened head.
+impl Kernel {
+    /// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`; blocks as `screen` describes them.
+    pub(crate) fn plane_sums(self, plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
+        assert_eq!(high.len(), low.len(), "a query has two parts of one length");
+        assert_eq!(
+            plane.len(),
+            out.len() * high.len() / 2,
+            "plane must be [out.len()] rows"
+        );
+        self.isa.plane_sums(plane, high, low, out);
+    }
+}
+
 /// f32 operations.
 impl Kernel {
     /// `out = (x · 1/√(mean(x²) + eps)) · weight`.

@@ -21,6 +21,7 @@ mod dense;
 mod half;
 mod kernel;
 mod quant;
+mod screen;
 mod storage;
 mod ternary;
 
@@ -29,5 +30,6 @@ pub use dense::{DenseMatrix, DenseType};
 pub use half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use kernel::{Isa, Kernel, Packing, ParseKernelError};
 pub use quant::{QuantRow, QuantRowMut, QuantRows};
+pub use screen::{Query, Refined, Screen, ScreenedHead, UnmadeRows, kth_largest};
 pub use storage::SharedBytes;
 pub use ternary::{MatrixError, PackedMatrix};

@@ -3,17 +3,18 @@
 //!     cargo bench -p bitnet-model -- FILE [KERNEL]
 //!
 //! Medians of several runs, with the smallest and the largest; threads are bound to CPUs. Decode: one sequence, tokens 64
-//! to 95. Prefill: prompts of 512 tokens (fewer for a smaller context). Bandwidth: the embedding's pages, summed.
+//! to 95, by turns with the full output head and with the screened one. Prefill: prompts of 512 tokens (fewer for a smaller context). Bandwidth: the embedding's pages, summed.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bitnet_model::engine::Engine;
 use bitnet_model::gguf::Gguf;
 use bitnet_model::graph::Entry;
 use bitnet_model::pool::Pool;
-use bitnet_model::protocol::{EngineConfig, KvType, ModelSource, Overrides};
+use bitnet_model::protocol::{EngineConfig, HeadMode, KvType, ModelSource, Overrides};
+use bitnet_model::sampler::{Logits, Want};
 
 const RUNS: usize = 5;
 const CONTEXT: usize = 1024;
@@ -36,7 +37,7 @@ fn main() {
         .map(|core| core.id)
         .collect();
     println!(
-        "threads  load ms  decode tok/s         prefill tok/s        read GB/s            decode reads GB/s"
+        "threads  load ms  copies ms  decode tok/s, full   exact                ratio                proven               prefill tok/s        read GB/s            full, exact read GB/s"
     );
     for n_threads in [1, 2].into_iter().filter(|&n| n <= cpus.len()) {
         let cpus = &cpus[..n_threads];
@@ -60,22 +61,44 @@ fn measure(file: &Path, kernel: &str, cpus: &[usize], bandwidth: &Spread) {
         }
     };
     let load_ms = began.elapsed().as_secs_f64() * 1000.0;
+    let began = Instant::now();
+    engine.prepare(Duration::MAX);
+    let copies_ms = began.elapsed().as_secs_f64() * 1000.0;
     let n_prefill = PREFILL.min(engine.facts().context_length);
     fill(&mut engine, DECODE.start);
     let prefill = Spread::of(|| {
         engine.kv_mut().truncate(0, 0);
         n_prefill as f64 / fill(&mut engine, n_prefill)
     });
-    let decode = Spread::of(|| {
-        engine.kv_mut().truncate(0, DECODE.start);
-        DECODE.len() as f64 / decode(&mut engine)
-    });
+    let mut speeds = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..RUNS {
+        for (head, speeds) in [HeadMode::Full, HeadMode::Exact, HeadMode::Proven]
+            .into_iter()
+            .zip(&mut speeds)
+        {
+            engine.kv_mut().truncate(0, DECODE.start);
+            engine.set_head(head);
+            speeds.push(DECODE.len() as f64 / decode(&mut engine));
+        }
+    }
+    let ratio = Spread::from(
+        speeds[1]
+            .iter()
+            .zip(&speeds[0])
+            .map(|(a, b)| a / b)
+            .collect(),
+    );
+    let [full, exact, proven] = speeds.map(Spread::from);
     let facts = engine.facts();
-    let bytes_per_token = (facts.weight_bytes + facts.head_bytes) as f64;
-    let used = decode.median * bytes_per_token / 1e9;
+    let reads = |speed: &Spread, head_bytes: u64| {
+        speed.median * (facts.weight_bytes + head_bytes) as f64 / 1e9
+    };
+    let plane_bytes = (facts.n_vocab * facts.n_embd / 2) as u64;
     println!(
-        "{:7}  {load_ms:7.0}  {decode:19}  {prefill:19}  {bandwidth:19}  {used:.1}",
-        cpus.len()
+        "{:7}  {load_ms:7.0}  {copies_ms:9.0}  {full:19}  {exact:19}  {ratio:19.2}  {proven:19}  {prefill:19}  {bandwidth:19}  {:.1}, {:.1}",
+        cpus.len(),
+        reads(&full, facts.head_bytes),
+        reads(&exact, plane_bytes),
     );
 }
 
@@ -90,6 +113,7 @@ fn config(file: &Path, kernel: &str, cpus: &[usize]) -> EngineConfig {
         slot_context: CONTEXT,
         prefill_batch: PREFILL,
         kv_type: KvType::F16,
+        head: HeadMode::Exact,
         mlock: false,
         overrides: Overrides::default(),
     }
@@ -115,11 +139,14 @@ fn decode(engine: &mut Engine) -> f64 {
     let began = Instant::now();
     for i in DECODE {
         let token = (i % engine.model().n_vocab()) as u32;
-        black_box(engine.forward(&[Entry {
+        let entry = Entry {
             slot: 0,
             token,
             wants_logits: true,
-        }]));
+        };
+        let want = Want::Best { k: 40, also: &[] };
+        let logits: Vec<Logits<'_>> = engine.forward_for(&[entry], &[want]).collect();
+        black_box(logits);
     }
     began.elapsed().as_secs_f64()
 }
@@ -161,7 +188,10 @@ struct Spread {
 
 impl Spread {
     fn of(mut run: impl FnMut() -> f64) -> Self {
-        let mut values: Vec<f64> = (0..RUNS).map(|_| run()).collect();
+        Spread::from((0..RUNS).map(|_| run()).collect())
+    }
+
+    fn from(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         Spread {
             median: values[RUNS / 2],
@@ -173,9 +203,13 @@ impl Spread {
 
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(&format!(
-            "{:.1} ({:.1}-{:.1})",
-            self.median, self.least, self.most
-        ))
+        let digits = f.precision().unwrap_or(1);
+        let Spread {
+            median,
+            least,
+            most,
+        } = self;
+        let text = format!("{median:.digits$} ({least:.digits$}-{most:.digits$})");
+        write!(f, "{text:width$}", width = f.width().unwrap_or(0))
     }
 }

@@ -14,9 +14,14 @@ use crate::facts::{FactsError, ModelFacts};
 use crate::gguf::{Gguf, GgufError};
 use crate::graph::{Entry, Limits, Model};
 use crate::kv::{KvCache, KvError, KvShape};
+use crate::os;
 use crate::pool::{Pool, PoolError};
-use crate::protocol::{EngineConfig, FromEngine, ModelSource, ToEngine, read_frame, write_frame};
+use crate::protocol::{
+    EngineConfig, FromEngine, HeadMode, ModelSource, ToEngine, read_frame, write_frame,
+};
+use crate::sampler::{Logits, Want};
 use crate::scheduler::{Command, Scheduler};
+use crate::screening::Screening;
 use crate::selftest;
 use crate::tensors::TensorError;
 use crate::weights::Weights;
@@ -115,6 +120,7 @@ pub struct Engine {
     model: Model,
     kv: KvCache,
     prefill_batch: usize,
+    mlock: bool,
 }
 
 impl Engine {
@@ -158,8 +164,12 @@ impl Engine {
             decode_workers: config.decode_cpus.len(),
         };
         let pool = Pool::new(&workers(config), config.pin)?;
+        let screening = Screening::new(&weights.head, config.head, config.slots);
+        let mut model = Model::new(&facts, weights, kernel, pool, limits);
+        model.set_screening(screening);
         Ok(Engine {
-            model: Model::new(&facts, weights, kernel, pool, limits),
+            model,
+            mlock: config.mlock,
             facts,
             kernel,
             kv,
@@ -218,6 +228,47 @@ impl Engine {
     /// As [`Model::forward`].
     pub fn forward(&mut self, batch: &[Entry]) -> &mut [f32] {
         self.model.forward(batch, &mut self.kv, || {})
+    }
+
+    /// One forward pass with no more logits than wanted.
+    ///
+    /// # Panics
+    /// As [`Model::forward_for`].
+    pub fn forward_for<'a>(
+        &'a mut self,
+        batch: &[Entry],
+        wants: &[Want<'_>],
+    ) -> impl Iterator<Item = Logits<'a>> + use<'a> {
+        self.model.forward_for(batch, wants, &mut self.kv, || {});
+        self.model.logits()
+    }
+
+    /// Finds the best tokens by another mode from now on, if the output head was loaded to be screened.
+    pub fn set_head(&mut self, mode: HeadMode) {
+        self.model.set_head(mode);
+    }
+
+    /// Whether [`Engine::prepare`] has something to do.
+    pub fn is_unprepared(&self) -> bool {
+        self.model.is_screening_unmade()
+    }
+
+    /// Works for about `time` on what makes later steps faster: copies of the output head. Changes no result.
+    pub fn prepare(&mut self, time: Duration) {
+        if !self.is_unprepared() {
+            return;
+        }
+        self.model.make_screening(time);
+        let Some(screening) = self.model.screening().filter(|it| it.is_made()) else {
+            return;
+        };
+        tracing::info!("the output head is screened from now on");
+        let locked = || screening.planes().map(os::lock_in_memory);
+        if self.mlock
+            && let Err(error) = locked().into_iter().collect::<io::Result<()>>()
+        {
+            tracing::warn!(%error, "the copies of the output head can't be locked in memory");
+        }
     }
 
     /// A cautious guess, until the first prompt has been measured: 30 G multiply-adds a second for each thread.

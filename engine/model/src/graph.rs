@@ -10,6 +10,7 @@
 
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bitnet_kernels::{Attend, DenseMatrix, Kernel, QuantRows};
 
@@ -17,7 +18,9 @@ use crate::facts::{ModelFacts, RopeStyle};
 use crate::kv::{HeadCells, HeadCellsMut, KvCache};
 use crate::os::split_columns;
 use crate::pool::Pool;
-use crate::protocol::Activation;
+use crate::protocol::{Activation, HeadMode};
+use crate::sampler::{Logits, Want};
+use crate::screening::{Crew, Job, Screening};
 use crate::weights::{Layer, Projection, Weights};
 
 /// One token of a batch. It takes the next position of its slot.
@@ -55,6 +58,7 @@ pub struct Model {
     pool: Pool,
     buffers: Buffers,
     scratch: Vec<Mutex<Scratch>>,
+    screening: Option<Screening>,
 }
 
 #[derive(Debug, Clone)]
@@ -96,8 +100,10 @@ struct Buffers {
     gated: Vec<f32>,
     /// `[n_logits, n_embd]` normed last rows.
     last: Vec<f32>,
-    /// `[n_logits, n_vocab]`
+    /// `[n_logits, n_vocab]`; first those of the entries that are not screened.
     logits: Vec<f32>,
+    /// `[n_logits]` Whether the entry is screened.
+    is_screened: Vec<bool>,
 }
 
 /// The buffers of one batch, cut to its length.
@@ -113,6 +119,7 @@ struct Rows<'a> {
     gated: &'a mut [f32],
     last: &'a mut [f32],
     logits: &'a mut [f32],
+    is_screened: &'a mut Vec<bool>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -162,6 +169,41 @@ impl Model {
             limits,
             kernel,
             pool,
+            screening: None,
+        }
+    }
+
+    /// Screens the head from the moment the copies are complete.
+    pub fn set_screening(&mut self, screening: Option<Screening>) {
+        self.screening = screening;
+    }
+
+    /// Copies of the head.
+    pub fn screening(&self) -> Option<&Screening> {
+        self.screening.as_ref()
+    }
+
+    /// Screens by another mode, if there are copies.
+    pub fn set_head(&mut self, mode: HeadMode) {
+        if let Some(screening) = &mut self.screening {
+            screening.set_mode(mode);
+        }
+    }
+
+    /// Whether copies of the head are still to be made.
+    pub fn is_screening_unmade(&self) -> bool {
+        self.screening().is_some_and(|it| !it.is_made())
+    }
+
+    /// Goes on making copies of the head for about `time`, with all workers.
+    pub fn make_screening(&mut self, time: Duration) {
+        if let Some(screening) = &mut self.screening {
+            let mut crew = Crew {
+                kernel: self.kernel,
+                n_workers: self.pool.size(),
+                pool: &mut self.pool,
+            };
+            screening.make(&mut crew, time);
         }
     }
 
@@ -185,12 +227,56 @@ impl Model {
     ///
     /// # Panics
     /// When the batch is empty or breaks [`Limits`], a token is not in the vocabulary, or a slot is full.
-    pub fn forward(
+    pub fn forward(&mut self, batch: &[Entry], kv: &mut KvCache, tick: impl FnMut()) -> &mut [f32] {
+        let n_wanted = self.run(batch, &[], kv, tick);
+        &mut self.buffers.logits[..n_wanted * self.shape.n_vocab]
+    }
+
+    /// The same, but with no more logits than `wants` says, one for each entry that wants logits; see [`Model::logits`].
+    ///
+    /// # Panics
+    /// As [`Model::forward`], and when `wants` has another length.
+    pub fn forward_for(
         &mut self,
         batch: &[Entry],
+        wants: &[Want<'_>],
+        kv: &mut KvCache,
+        tick: impl FnMut(),
+    ) {
+        let n_wanted = self.run(batch, wants, kv, tick);
+        assert_eq!(
+            wants.len(),
+            n_wanted,
+            "one want for each entry that wants logits"
+        );
+    }
+
+    /// What the last pass computed, in the order of the entries that want logits. The caller may change them.
+    pub fn logits(&mut self) -> impl Iterator<Item = Logits<'_>> {
+        let Buffers {
+            logits,
+            is_screened,
+            ..
+        } = &mut self.buffers;
+        let mut all = logits.chunks_exact_mut(self.shape.n_vocab).map(Logits::All);
+        let mut best = self.screening.iter_mut().flat_map(Screening::found);
+        is_screened.iter().map(move |is_screened| {
+            let logits = match is_screened {
+                true => best.next(),
+                false => all.next(),
+            };
+            logits.expect("there are buffers for every entry that wants logits")
+        })
+    }
+
+    /// Computes; returns the number of entries that want logits. Those without a want in `wants` want all.
+    fn run(
+        &mut self,
+        batch: &[Entry],
+        wants: &[Want<'_>],
         kv: &mut KvCache,
         mut tick: impl FnMut(),
-    ) -> &mut [f32] {
+    ) -> usize {
         let Limits {
             batch: longest,
             logits: most,
@@ -231,8 +317,9 @@ impl Model {
             step.feed_forward(layer, &mut rows);
             tick();
         }
-        step.head(batch, &self.weights, &mut rows);
-        rows.logits
+        let screening = self.screening.as_mut();
+        step.head(batch, wants, &self.weights, screening, &mut rows);
+        n_wanted
     }
 }
 
@@ -281,8 +368,16 @@ impl Step<'_> {
         self.project_add(&layer.down, b.quant, b.x);
     }
 
-    /// Logits of the entries that want them.
-    fn head(&mut self, batch: &[Entry], weights: &Weights, b: &mut Rows<'_>) {
+    /// Logits of the entries that want them: all by the full head, or the best by screening.
+    fn head(
+        &mut self,
+        batch: &[Entry],
+        wants: &[Want<'_>],
+        weights: &Weights,
+        mut screening: Option<&mut Screening>,
+        b: &mut Rows<'_>,
+    ) {
+        b.is_screened.clear();
         if b.last.is_empty() {
             return;
         }
@@ -294,20 +389,51 @@ impl Step<'_> {
         for (row, out) in wanted.zip(b.last.chunks_exact_mut(shape.n_embd)) {
             kernel.rms_norm(row, &weights.output_norm, shape.eps, out);
         }
-        let last: Vec<&[f32]> = b.last.chunks_exact(shape.n_embd).collect();
-        let columns = split_columns(
-            b.logits,
-            last.len(),
-            shape.n_vocab,
-            self.part(shape.n_vocab),
-        );
-        let scratch = self.scratch;
+        let last = b.last.chunks_exact(shape.n_embd);
+        let wants = wants.iter().copied().chain(std::iter::repeat(Want::All));
+        let mut inputs: [Vec<&[f32]>; 2] = Default::default();
+        let mut screened_wants = Vec::new();
+        for (input, want) in last.zip(wants) {
+            let place = screened_wants.len();
+            let is_screened = screening
+                .as_mut()
+                .is_some_and(|it| it.can_screen(place, input, want));
+            if is_screened {
+                screened_wants.push(want);
+            }
+            b.is_screened.push(is_screened);
+            inputs[usize::from(is_screened)].push(input);
+        }
+        let [full, screened] = &inputs;
+        let (logits, lower) = b.logits.split_at_mut(full.len() * shape.n_vocab);
+        if !full.is_empty() {
+            self.full_head(&weights.head, full, logits);
+        }
+        if let Some(screening) = screening.filter(|_| !screened.is_empty()) {
+            let mut crew = Crew {
+                kernel,
+                pool: self.pool,
+                n_workers: self.n_workers,
+            };
+            let job = Job {
+                inputs: screened,
+                wants: &screened_wants,
+                lower,
+            };
+            screening.find(&mut crew, job);
+        }
+    }
+
+    /// `logits: [inputs, n_vocab]`
+    fn full_head(&mut self, head: &DenseMatrix, inputs: &[&[f32]], logits: &mut [f32]) {
+        let (kernel, scratch, n_vocab) = (self.kernel, self.scratch, self.shape.n_vocab);
+        let columns = split_columns(logits, inputs.len(), n_vocab, self.part(n_vocab));
         self.pool.run(self.n_workers, &|worker| {
             let rows = &mut lock(&scratch[worker]).rows;
             while let Some(part) = columns.take() {
                 let range = part.range();
                 rows.with(part.rows(), |out| {
-                    kernel.dense_matmul(&weights.head, range, &last, out)
+                    kernel.dense_matmul(head, range, inputs, out)
                 });
             }
         });
@@ -605,6 +731,7 @@ impl Buffers {
             gated: zeros(n * shape.n_ff),
             last: zeros(limits.logits * shape.n_embd),
             logits: zeros(limits.logits * shape.n_vocab),
+            is_screened: Vec::with_capacity(limits.logits),
         }
     }
 
@@ -624,6 +751,7 @@ impl Buffers {
             gated: &mut self.gated[..n * shape.n_ff],
             last: &mut self.last[..n_wanted * shape.n_embd],
             logits: &mut self.logits[..n_wanted * shape.n_vocab],
+            is_screened: &mut self.is_screened,
         }
     }
 

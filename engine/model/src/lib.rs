@@ -10,6 +10,7 @@ pub mod pool;
 pub mod protocol;
 pub mod sampler;
 pub mod scheduler;
+pub mod screening;
 pub mod selftest;
 pub mod synth;
 pub mod tensors;

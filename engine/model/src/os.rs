@@ -58,10 +58,12 @@ pub fn lock_in_memory(_: &[u8]) -> io::Result<()> {
 
 /// Numbers for which all bits zero is the value 0.
 pub trait Number: sealed::Sealed + Copy + Send + Sync + 'static {}
+impl Number for u8 {}
 impl Number for u16 {}
 impl Number for f32 {}
 mod sealed {
     pub trait Sealed {}
+    impl Sealed for u8 {}
     impl Sealed for u16 {}
     impl Sealed for f32 {}
 }
@@ -78,6 +80,37 @@ pub fn zeroed<T: Number>(len: usize) -> Option<Vec<T>> {
     // valid `T` (only the numbers above implement the sealed trait).
     Some(unsafe { Vec::from_raw_parts(start.as_ptr(), len, len) })
 }
+
+/// [`zeroed`] on huge pages where the system has them to give: a walk over much memory then waits less for page tables.
+pub fn zeroed_huge(len: usize) -> Option<Vec<u8>> {
+    let bytes = zeroed(len)?;
+    advise_huge(&bytes);
+    Some(bytes)
+}
+
+#[cfg(target_os = "linux")]
+fn advise_huge(bytes: &[u8]) {
+    const HUGE_PAGE_BYTES: usize = 2 << 20;
+    const MADV_HUGEPAGE: std::ffi::c_int = 14;
+    unsafe extern "C" {
+        fn madvise(
+            address: *mut std::ffi::c_void,
+            len: usize,
+            advice: std::ffi::c_int,
+        ) -> std::ffi::c_int;
+    }
+    let skipped = bytes.as_ptr().align_offset(HUGE_PAGE_BYTES);
+    let Some(aligned) = bytes.get(skipped..) else {
+        return;
+    };
+    let len = aligned.len() / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    // SAFETY: this advice changes no memory, only which pages will hold it; the range is inside a live slice. Without huge
+    // pages the system refuses, and nothing is lost.
+    unsafe { madvise(aligned.as_ptr().cast_mut().cast(), len, MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge(_: &[u8]) {}
 
 /// What a pool's threads run: called with the number of the worker.
 pub type Task<'a> = dyn Fn(usize) + Sync + 'a;

@@ -34,6 +34,18 @@ pub enum KvType {
     F32,
 }
 
+/// How the output head finds the best tokens. Tokens and logits are the same; see `screening`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadMode {
+    /// Reads the whole head for every token.
+    Full,
+    /// Screens by 4-bit copies within 8 standard deviations.
+    Exact,
+    /// Screens by 8-bit copies within bounds that always hold.
+    Proven,
+}
+
 /// Answers to questions the file leaves open or gets wrong; `None` follows the file and the rules of `facts`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overrides {
@@ -78,6 +90,8 @@ pub struct EngineConfig {
     pub prefill_batch: usize,
     /// KV cache element type.
     pub kv_type: KvType,
+    /// Output head.
+    pub head: HeadMode,
     /// Lock the weights in memory.
     pub mlock: bool,
     /// Overrides of what the file says.

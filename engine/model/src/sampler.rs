@@ -35,6 +35,34 @@ pub struct Sampled {
     pub probs: Option<TokenProbs>,
 }
 
+/// Logits to choose from.
+#[derive(Debug)]
+pub enum Logits<'a> {
+    /// `[n_vocab]`
+    All(&'a mut [f32]),
+    /// Those of some tokens: at least the ones that a [`Want::Best`] names.
+    Best {
+        /// Ascending.
+        tokens: &'a [u32],
+        /// One for each of them.
+        logits: &'a mut [f32],
+    },
+}
+
+/// The logits that choosing a token takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want<'a> {
+    /// Of the whole vocabulary.
+    All,
+    /// Of these tokens, and of the `k` best of all others: higher logit first, lower id among equals.
+    Best {
+        /// At least 1.
+        k: usize,
+        /// In any order, with repetitions and ids beyond the vocabulary, which don't count.
+        also: &'a [u32],
+    },
+}
+
 /// Samples for one sequence; keeps buffers between tokens.
 #[derive(Debug)]
 pub struct Sampler {
@@ -44,6 +72,8 @@ pub struct Sampler {
     /// Logits changed by bias or penalties, as they were.
     originals: Vec<(u32, f32)>,
     recent: Vec<u32>,
+    /// Tokens whose logits bias or penalties may change.
+    changeable: Vec<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -73,7 +103,47 @@ impl Sampler {
             candidates: Candidates::default(),
             originals: Vec::new(),
             recent: Vec::new(),
+            changeable: Vec::new(),
         }
+    }
+
+    /// The logits that [`Sampler::choose`] needs after `history`. Tokens whose logits may change are named one by one, so that
+    /// of the others the best stay the best.
+    pub fn wants(&mut self, history: &[u32]) -> Want<'_> {
+        let Some(k) = self.n_best() else {
+            return Want::All;
+        };
+        self.changeable.clear();
+        let biased = self.params.logit_bias.iter().map(|&(token, _)| token);
+        self.changeable.extend(biased);
+        if self.params.ignore_eos {
+            self.changeable.extend_from_slice(&self.eog_tokens);
+        }
+        if has_penalties(&self.params) {
+            let n = (self.params.repeat_last_n as usize).min(history.len());
+            self.changeable
+                .extend_from_slice(&history[history.len() - n..]);
+        }
+        Want::Best {
+            k,
+            also: &self.changeable,
+        }
+    }
+
+    /// How many of the best logits the chain looks at; `None`: at all.
+    fn n_best(&self) -> Option<usize> {
+        let params = &self.params;
+        if params.n_probs > 0 && !params.post_sampling_probs {
+            return None;
+        }
+        if is_cold(params.temperature) {
+            return Some(1);
+        }
+        let mut cuts = params.samplers.iter();
+        let first =
+            cuts.find(|&&stage| stage != SamplerKind::Penalties && is_active(stage, params));
+        let k = (params.top_k as usize).max(params.min_keep as usize);
+        (first == Some(&SamplerKind::TopK)).then_some(k)
     }
 
     /// Chooses the token that follows `history` (prompt and tokens so far). `logits: [n_vocab]` is left changed.
@@ -81,6 +151,18 @@ impl Sampler {
     /// # Errors
     /// [`SampleError`]; the sampler stays usable.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<Sampled, SampleError> {
+        self.choose(&mut Logits::All(logits), history)
+    }
+
+    /// The same from no more logits than it [wants](Sampler::wants): gives the token that all of them would give.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn choose(
+        &mut self,
+        logits: &mut Logits<'_>,
+        history: &[u32],
+    ) -> Result<Sampled, SampleError> {
         check_finite(logits)?;
         let raw = self.raw_probs(logits);
         self.originals.clear();
@@ -95,11 +177,11 @@ impl Sampler {
         Ok(Sampled { token, probs })
     }
 
-    fn raw_probs(&self, logits: &[f32]) -> Option<RawProbs> {
+    fn raw_probs(&self, logits: &Logits<'_>) -> Option<RawProbs> {
         let n = self.params.n_probs as usize;
         (n > 0).then(|| {
             RawProbs::new(
-                logits,
+                logits.values(),
                 if self.params.post_sampling_probs {
                     0
                 } else {
@@ -109,14 +191,19 @@ impl Sampler {
         })
     }
 
-    fn original_logit(&self, logits: &[f32], token: u32) -> f32 {
+    fn original_logit(&self, logits: &mut Logits<'_>, token: u32) -> f32 {
         let changed = self.originals.iter().find(|(changed, _)| *changed == token);
-        changed.map_or_else(|| logits[token as usize], |&(_, original)| original)
+        match changed {
+            Some(&(_, original)) => original,
+            None => *logits
+                .get_mut(token)
+                .expect("the token was chosen from these"),
+        }
     }
 
-    fn apply_bias(&mut self, logits: &mut [f32]) {
+    fn apply_bias(&mut self, logits: &mut Logits<'_>) {
         for &(token, bias) in &self.params.logit_bias {
-            if let Some(logit) = logits.get_mut(token as usize) {
+            if let Some(logit) = logits.get_mut(token) {
                 self.originals.push((token, *logit));
                 *logit = if bias <= f32::MIN {
                     f32::NEG_INFINITY
@@ -127,7 +214,7 @@ impl Sampler {
         }
         if self.params.ignore_eos {
             for &token in &self.eog_tokens {
-                if let Some(logit) = logits.get_mut(token as usize) {
+                if let Some(logit) = logits.get_mut(token) {
                     self.originals.push((token, *logit));
                     *logit = f32::NEG_INFINITY;
                 }
@@ -135,7 +222,7 @@ impl Sampler {
         }
     }
 
-    fn run_chain(&mut self, logits: &mut [f32], history: &[u32], greedy: bool) {
+    fn run_chain(&mut self, logits: &mut Logits<'_>, history: &[u32], greedy: bool) {
         // Stages before the first cut work on the logits; it turns them into candidates.
         let mut is_cut = false;
         for stage in 0..self.params.samplers.len() {
@@ -177,7 +264,7 @@ impl Sampler {
     }
 
     /// llama.cpp's formula: divide or multiply by the repeat penalty, then subtract frequency and presence.
-    fn penalize(&mut self, logits: &mut [f32], history: &[u32], is_cut: bool) {
+    fn penalize(&mut self, logits: &mut Logits<'_>, history: &[u32], is_cut: bool) {
         let SamplingParams {
             repeat_penalty,
             frequency_penalty,
@@ -185,8 +272,7 @@ impl Sampler {
             ..
         } = self.params;
         let n = (self.params.repeat_last_n as usize).min(history.len());
-        if n == 0 || (repeat_penalty == 1.0 && frequency_penalty == 0.0 && presence_penalty == 0.0)
-        {
+        if n == 0 || !has_penalties(&self.params) {
             return;
         }
         self.recent.clear();
@@ -216,7 +302,7 @@ impl Sampler {
             return;
         }
         for run in self.recent.chunk_by(|a, b| a == b) {
-            let Some(logit) = logits.get_mut(run[0] as usize) else {
+            let Some(logit) = logits.get_mut(run[0]) else {
                 continue;
             };
             if *logit > f32::NEG_INFINITY {
@@ -240,6 +326,12 @@ fn is_cold(temperature: f32) -> bool {
     temperature <= 0.0 || temperature.is_nan()
 }
 
+fn has_penalties(params: &SamplingParams) -> bool {
+    params.repeat_penalty != 1.0
+        || params.frequency_penalty != 0.0
+        || params.presence_penalty != 0.0
+}
+
 fn is_active(stage: SamplerKind, params: &SamplingParams) -> bool {
     match stage {
         SamplerKind::Penalties => true,
@@ -251,19 +343,60 @@ fn is_active(stage: SamplerKind, params: &SamplingParams) -> bool {
     }
 }
 
+impl Logits<'_> {
+    /// In the order of their tokens.
+    fn values(&self) -> &[f32] {
+        match self {
+            Logits::All(logits) => logits,
+            Logits::Best { logits, .. } => logits,
+        }
+    }
+
+    fn get_mut(&mut self, token: u32) -> Option<&mut f32> {
+        match self {
+            Logits::All(logits) => logits.get_mut(token as usize),
+            Logits::Best { tokens, logits } => {
+                let place = tokens.binary_search(&token).ok()?;
+                logits.get_mut(place)
+            }
+        }
+    }
+
+    /// The token of the `place`-th value.
+    fn token(&self, place: usize) -> u32 {
+        match self {
+            Logits::All(_) => place as u32,
+            Logits::Best { tokens, .. } => tokens[place],
+        }
+    }
+}
+
 impl Candidates {
-    fn take_all(&mut self, logits: &[f32]) {
+    fn take_all(&mut self, logits: &Logits<'_>) {
         self.items.clear();
         self.n_sorted = 0;
-        let all = (0..)
-            .zip(logits)
-            .map(|(token, &logit)| Candidate { token, logit });
+        let all = logits.values().iter().enumerate();
+        let all = all.map(|(place, &logit)| Candidate {
+            token: logits.token(place),
+            logit,
+        });
         self.items
             .extend(all.filter(|candidate| candidate.logit > f32::NEG_INFINITY));
     }
 
+    /// The `k >= 1` best, in order.
+    fn take_best(&mut self, logits: &Logits<'_>, k: usize) {
+        match logits {
+            Logits::All(logits) => self.take_best_of_all(logits, k),
+            Logits::Best { .. } => {
+                self.take_all(logits);
+                self.keep_best(k);
+            }
+        }
+    }
+
     /// The `k >= 1` best of all, in order. One pass: whatever does not exceed the k-th best so far is skipped by blocks.
-    fn take_best(&mut self, logits: &[f32], k: usize) {
+    fn take_best_of_all(&mut self, logits: &[f32], k: usize) {
         const BLOCK: usize = 64;
         let full = k.saturating_mul(2).max(k.saturating_add(256));
         self.items.clear();
@@ -286,6 +419,10 @@ impl Candidates {
                 self.items.select_nth_unstable_by(k - 1, better);
                 self.items.truncate(k);
                 floor = self.items[k - 1].logit;
+                if floor == 0.0 {
+                    // 0 is better than -0.
+                    floor = -f32::MIN_POSITIVE;
+                }
             }
         }
         self.keep_best(k);
@@ -489,7 +626,7 @@ impl RawProbs {
             .sum();
         let log_sum = max + sum.ln();
         let mut best = Candidates::default();
-        best.take_best(logits, n);
+        best.take_best_of_all(logits, n);
         let top = best
             .items
             .iter()
@@ -512,20 +649,21 @@ fn bounded(value: f32) -> f32 {
     value.clamp(f32::MIN, f32::MAX)
 }
 
-fn check_finite(logits: &[f32]) -> Result<(), SampleError> {
+fn check_finite(logits: &Logits<'_>) -> Result<(), SampleError> {
     // Exponent bits all ones: infinity or NaN. A maximum of integers, because that is one instruction per vector.
-    let largest = logits
+    let values = logits.values();
+    let largest = values
         .iter()
         .fold(0, |max: u32, logit| max.max(logit.to_bits() & 0x7fff_ffff));
     if largest < f32::INFINITY.to_bits() {
         return Ok(());
     }
-    let token = logits
+    let place = values
         .iter()
         .position(|logit| !logit.is_finite())
         .unwrap_or(0);
     Err(SampleError::NotFinite {
-        token: token as u32,
+        token: logits.token(place),
     })
 }
 
@@ -574,6 +712,7 @@ mod tests {
     fn left(params: &SamplingParams, logits: &[f32], history: &[u32]) -> Vec<(u32, f64)> {
         let mut sampler = Sampler::new(params.clone(), vec![2]);
         let mut logits = logits.to_vec();
+        let mut logits = Logits::All(&mut logits);
         sampler.apply_bias(&mut logits);
         sampler.run_chain(&mut logits, history, false);
         let (weight, sum) = sampler.candidates.weights();
@@ -849,6 +988,114 @@ mod tests {
         }
     }
 
+    /// What a [`Want`] names, and some more, out of all logits.
+    fn wanted(want: Want<'_>, all: &[f32], more: impl Fn(u32) -> bool) -> Option<Vec<u32>> {
+        let Want::Best { k, also } = want else {
+            return None;
+        };
+        let mut order: Vec<u32> = (0..all.len() as u32)
+            .filter(|token| !also.contains(token))
+            .collect();
+        let logit = |token: &u32| all[*token as usize];
+        order.sort_by(|a, b| logit(b).total_cmp(&logit(a)).then(a.cmp(b)));
+        order.truncate(k);
+        let mut tokens: Vec<u32> = (0..all.len() as u32).filter(|&token| more(token)).collect();
+        tokens.extend(order);
+        tokens.extend(also.iter().filter(|&&token| (token as usize) < all.len()));
+        tokens.sort_unstable();
+        tokens.dedup();
+        Some(tokens)
+    }
+
+    #[test]
+    fn the_logits_it_wants_give_the_token_that_all_would() {
+        const N: usize = 900;
+        let mut n_best = 0;
+        for seed in 0..3000 {
+            let draw = |i: u64| uniform(seed, 1_000_000 + i);
+            let pick = |i: u64, choices: &[f32]| choices[(draw(i) * choices.len() as f64) as usize];
+            let mut samplers = vec![Penalties, TopK, TypP, TopP, MinP, Temperature];
+            if draw(0) < 0.3 {
+                samplers.rotate_left((draw(1) * 6.0) as usize);
+            }
+            let id = |i: u64| (draw(i) * 1.1 * N as f64) as u32;
+            let params = SamplingParams {
+                seed,
+                temperature: pick(2, &[0.0, 0.7, 1.0, 1.5]),
+                dynatemp_range: pick(3, &[0.0, 0.0, 0.3]),
+                top_k: pick(4, &[0.0, 1.0, 5.0, 40.0, 100.0]) as u32,
+                top_p: pick(5, &[1.0, 0.95, 0.5]),
+                min_p: pick(6, &[0.0, 0.05]),
+                typical_p: pick(7, &[1.0, 1.0, 0.8]),
+                repeat_last_n: pick(8, &[0.0, 4.0, 64.0]) as u32,
+                repeat_penalty: pick(9, &[1.0, 1.0, 1.3, 0.7]),
+                frequency_penalty: pick(10, &[0.0, 0.0, 0.5, -0.5]),
+                presence_penalty: pick(11, &[0.0, 0.0, 0.5]),
+                logit_bias: match draw(12) < 0.5 {
+                    true => Vec::new(),
+                    false => vec![(id(13), 8.0), (id(14), f32::MIN), (id(15), -3.0)],
+                },
+                ignore_eos: draw(16) < 0.2,
+                n_probs: pick(17, &[0.0, 0.0, 3.0]) as u32,
+                post_sampling_probs: draw(18) < 0.8,
+                min_keep: pick(19, &[0.0, 0.0, 7.0]) as u32,
+                samplers,
+                ..SamplingParams::default()
+            };
+            // Rounded, so that there are equals.
+            let all: Vec<f32> = random_logits(N, seed)
+                .iter()
+                .map(|logit| (logit * 16.0).round() / 16.0)
+                .collect();
+            let history: Vec<u32> = (0..50).map(|i| (draw(100 + i) * N as f64) as u32).collect();
+            let mut sampler = Sampler::new(params.clone(), vec![2, 800]);
+            let more = |token: u32| draw(10_000 + u64::from(token)) < 0.01;
+            let Some(tokens) = wanted(sampler.wants(&history), &all, more) else {
+                continue;
+            };
+            n_best += 1;
+            let mut logits: Vec<f32> = tokens.iter().map(|&token| all[token as usize]).collect();
+            let mut some = Logits::Best {
+                tokens: &tokens,
+                logits: &mut logits,
+            };
+            let found = sampler.choose(&mut some, &history);
+            let expected = sampler.sample(&mut all.clone(), &history);
+            assert_eq!(found, expected, "seed {seed}, {params:?}");
+        }
+        assert!(n_best > 1000, "{n_best} of 3000 need few logits");
+    }
+
+    #[test]
+    fn who_needs_every_logit_says_so() {
+        let of = |change: &dyn Fn(&mut SamplingParams)| {
+            let mut params = SamplingParams::default();
+            change(&mut params);
+            let mut sampler = Sampler::new(params, vec![2]);
+            match sampler.wants(&[5, 6, 7]) {
+                Want::All => None,
+                Want::Best { k, also } => Some((k, also.to_vec())),
+            }
+        };
+        assert_eq!(of(&|_| {}), Some((40, vec![])));
+        assert_eq!(of(&|p| p.temperature = 0.0), Some((1, vec![])));
+        assert_eq!(of(&|p| p.min_keep = 50), Some((50, vec![])));
+        assert_eq!(of(&|p| p.top_k = 0), None);
+        assert_eq!(of(&|p| p.n_probs = 1), None);
+        assert_eq!(of(&|p| p.samplers = vec![TypP, TopK]), Some((40, vec![])));
+        assert_eq!(of(&|p| p.samplers = vec![TopP, TopK]), None);
+        assert_eq!(of(&|p| p.samplers = vec![]), None);
+        let post = |p: &mut SamplingParams| (p.n_probs, p.post_sampling_probs) = (1, true);
+        assert_eq!(of(&post), Some((40, vec![])));
+        let bias = |p: &mut SamplingParams| {
+            p.logit_bias = vec![(9, 1.0)];
+            p.ignore_eos = true;
+            p.repeat_penalty = 1.1;
+            p.repeat_last_n = 2;
+        };
+        assert_eq!(of(&bias), Some((40, vec![9, 2, 6, 7])));
+    }
+
     #[test]
     fn penalties_count_what_was_said() {
         let params = SamplingParams {
@@ -863,7 +1110,7 @@ mod tests {
         let apply = |params: &SamplingParams| {
             let mut sampler = Sampler::new(params.clone(), Vec::new());
             let mut logits = before;
-            sampler.run_chain(&mut logits, &history, false);
+            sampler.run_chain(&mut Logits::All(&mut logits), &history, false);
             let mut left = std::mem::take(&mut sampler.candidates.items);
             left.sort_by_key(|it| it.token);
             left.iter().map(|it| it.logit).collect::<Vec<f32>>()

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::engine::Engine;
 use crate::graph::Entry;
 use crate::protocol::{Finish, FromEngine, Submit};
-use crate::sampler::Sampler;
+use crate::sampler::{Logits, Sampler, Want};
 
 /// How long a step with prompt tokens should take when nobody generates.
 pub const STEP_ALONE: Duration = Duration::from_millis(500);
@@ -23,6 +23,10 @@ pub const HEARTBEAT: Duration = Duration::from_millis(500);
 /// A slot is chosen for its cache when at least this share of the prompt is in it; less, such as a common first token, is
 /// not worth overwriting somebody's conversation.
 const WORTH_REUSING: f64 = 0.1;
+/// Work on later speed between two looks at the commands while idle: what a request may have to wait for it.
+pub const PREPARE_IDLE: Duration = Duration::from_millis(10);
+/// The same behind each step while others wait for tokens.
+pub const PREPARE_BUSY: Duration = Duration::from_millis(5);
 /// Fewest prompt tokens in a step, however slow the machine is.
 const SMALLEST_CHUNK: usize = 8;
 
@@ -99,7 +103,9 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
     pub fn run(&mut self, commands: &Receiver<Command>) {
         loop {
             if !self.has_work() {
-                let Ok(command) = commands.recv() else { return };
+                let Some(command) = self.wait(commands) else {
+                    return;
+                };
                 self.last_beat = Instant::now();
                 self.handle(command);
             }
@@ -112,6 +118,18 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             }
             self.step();
         }
+    }
+
+    /// The next command; prepares the engine until it comes. `None` when the other end is gone.
+    fn wait(&mut self, commands: &Receiver<Command>) -> Option<Command> {
+        while self.engine.is_unprepared() {
+            match commands.try_recv() {
+                Ok(command) => return Some(command),
+                Err(TryRecvError::Empty) => self.engine.prepare(PREPARE_IDLE),
+                Err(TryRecvError::Disconnected) => return None,
+            }
+        }
+        commands.recv().ok()
     }
 
     /// Takes a command; what it starts runs in the next [`Scheduler::step`].
@@ -208,6 +226,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         self.forward();
         self.pace
             .observe(self.batch.len() - n_generating, began.elapsed());
+        self.engine.prepare(PREPARE_BUSY);
     }
 
     fn start_waiting(&mut self) {
@@ -338,8 +357,8 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             ..
         } = self;
         let (model, kv) = engine.parts();
-        let n_vocab = model.n_vocab();
-        let logits = model.forward(batch, kv, || {
+        let wants = wants(slots, batch);
+        model.forward_for(batch, &wants, kv, || {
             if last_beat.elapsed() >= HEARTBEAT {
                 *last_beat = Instant::now();
                 send(FromEngine::Heartbeat { steps: *steps });
@@ -364,11 +383,11 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             }
         }
         let wanted = batch.iter().filter(|entry| entry.wants_logits);
-        for (&Entry { slot, .. }, logits) in wanted.zip(logits.chunks_exact_mut(n_vocab)) {
+        for (&Entry { slot, .. }, mut logits) in wanted.zip(model.logits()) {
             let Some(job) = &mut slots[slot].job else {
                 continue;
             };
-            let finish = job.sample(logits, kv.shape().context, send);
+            let finish = job.sample(&mut logits, kv.shape().context, send);
             if let Some(finish) = finish {
                 if matches!(finish, Finish::Error(_)) {
                     // What the cache holds led to this; it must not reach another generation.
@@ -384,6 +403,18 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             }
         }
     }
+}
+
+/// What the sampler of each entry that wants logits needs, in the order of the batch. A slot has one such entry at most.
+fn wants<'a>(slots: &'a mut [Slot], batch: &[Entry]) -> Vec<Want<'a>> {
+    let mut jobs: Vec<_> = slots.iter_mut().map(|slot| slot.job.as_mut()).collect();
+    let wanted = batch.iter().filter(|entry| entry.wants_logits);
+    wanted
+        .map(|entry| match jobs[entry.slot].take() {
+            Some(job) => job.sampler.wants(&job.submit.tokens),
+            None => Want::All,
+        })
+        .collect()
 }
 
 impl Job {
@@ -411,13 +442,13 @@ impl Job {
     /// Samples the next token and reports it; says so when it is the last.
     fn sample(
         &mut self,
-        logits: &mut [f32],
+        logits: &mut Logits<'_>,
         context: usize,
         send: &mut impl FnMut(FromEngine),
     ) -> Option<Finish> {
         let ms = self.ms();
         let Submit { id, tokens, .. } = &mut self.submit;
-        let sampled = match self.sampler.sample(logits, tokens) {
+        let sampled = match self.sampler.choose(logits, tokens) {
             Ok(sampled) => sampled,
             Err(error) => return Some(Finish::Error(error.to_string())),
         };

@@ -2,7 +2,8 @@
 //! A kernel that fails is named and never used; the next best one is tried.
 
 use bitnet_kernels::{
-    Attend, DenseMatrix, DenseType, Isa, Kernel, PackedMatrix, QuantRows, SharedBytes, f32_to_f16,
+    Attend, DenseMatrix, DenseType, Isa, Kernel, PackedMatrix, QuantRows, Query, Screen,
+    ScreenedHead, SharedBytes, f32_to_f16,
 };
 
 use crate::sampler::uniform;
@@ -102,6 +103,7 @@ fn golden(kernel: Kernel) -> Vec<(&'static str, Vec<f32>)> {
             of_rows(&|x, out| kernel.silu_mul(x, &norm, out)),
         ),
         ("attend_f16", attend(kernel)),
+        ("screened head", screen(kernel, &x)),
     ]
 }
 
@@ -132,6 +134,24 @@ fn dense(kernel: Kernel, ty: DenseType, bytes: Vec<u8>, x: &[f32]) -> Vec<f32> {
         &x,
         &mut out.chunks_exact_mut(ROWS).collect::<Vec<_>>(),
     );
+    out
+}
+
+fn screen(kernel: Kernel, x: &[f32]) -> Vec<f32> {
+    let bytes = SharedBytes::new(half_bytes(8));
+    let matrix = DenseMatrix::new(bytes, DenseType::F16, ROWS, COLS).expect("the shape is valid");
+    let plane = vec![0; ScreenedHead::plane_bytes(ROWS, COLS)];
+    let mut head = ScreenedHead::new(matrix, [plane.clone(), plane]);
+    let mut scratch = Vec::new();
+    for rows in head.unmade_rows(ROWS, ROWS) {
+        rows.make(kernel, &mut scratch);
+    }
+    head.accept(ROWS);
+    let (mut query, mut out) = (Query::default(), vec![0.0; x.len() / COLS * ROWS]);
+    for (x, out) in x.chunks_exact(COLS).zip(out.chunks_exact_mut(ROWS)) {
+        query.set(x);
+        head.lower_bounds(kernel, Screen::Proven, 0..ROWS, &query, out);
+    }
     out
 }
 

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::supervise::child::{Exit, ExitKind};
-use bitnet_model::protocol::{KvType, ModelSource, Overrides, SamplingParams};
+use bitnet_model::protocol::{HeadMode, KvType, ModelSource, Overrides, SamplingParams};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
@@ -258,6 +258,7 @@ fn bench(
             slot_context: CONTEXT,
             prefill_batch: 8,
             kv_type: KvType::F16,
+            head: HeadMode::Full,
             mlock: false,
             overrides: Overrides::default(),
         },

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+pub(super) use super::avx2::plane_sums;
 use super::tiles::token_panel;
 use super::{PREFETCH_BYTES, finish};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};

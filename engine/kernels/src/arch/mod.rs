@@ -117,6 +117,11 @@ impl Runnable {
         }
     }
 
+    /// `plane`: whole rows of nibbles, two for each value of `high`.
+    pub(crate) fn plane_sums(self, plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
+        enter!(self, plane_sums(plane, high, low, out));
+    }
+
     pub(crate) fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         enter!(self, rms_norm(x, weight, eps, out));
     }

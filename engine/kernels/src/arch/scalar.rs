@@ -1,6 +1,7 @@
 //! Plain Rust: the reference that every instruction set equals bit for bit.
 
 use super::finish;
+use crate::screen::{PLANE_BYTES, PLANE_COLS};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 use crate::{QuantRows, bf16_to_f32, f16_to_f32, f32_to_f16};
 
@@ -29,6 +30,22 @@ fn dot_i2_s(codes: &[u8], x: &[i8]) -> i32 {
         }
     }
     sum
+}
+
+/// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.
+pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
+    for (row, out) in plane.chunks_exact(high.len() / 2).zip(out) {
+        let query = high
+            .chunks_exact(PLANE_COLS)
+            .zip(low.chunks_exact(PLANE_COLS));
+        *out = 0;
+        for (nibbles, (high, low)) in row.chunks_exact(PLANE_BYTES).zip(query) {
+            for (i, (high, low)) in high.iter().zip(low).enumerate() {
+                let nibble = nibbles[i % PLANE_BYTES] >> (i / PLANE_BYTES * 4) & 15;
+                *out += i32::from(nibble) * (128 * i32::from(*high) + i32::from(*low));
+            }
+        }
+    }
 }
 
 /// 32 lanes.

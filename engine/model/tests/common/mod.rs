@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use bitnet_model::engine::Engine;
 use bitnet_model::protocol::{
-    EngineConfig, Finish, FromEngine, KvType, ModelSource, Overrides, SamplingParams, Submit,
-    TokenProbs,
+    EngineConfig, Finish, FromEngine, HeadMode, KvType, ModelSource, Overrides, SamplingParams,
+    Submit, TokenProbs,
 };
 use bitnet_model::scheduler::{Command, Scheduler};
 use bitnet_model::synth::{Shape, write};
@@ -41,6 +41,7 @@ pub(crate) fn config(model: &Path) -> EngineConfig {
         slot_context: 128,
         prefill_batch: 32,
         kv_type: KvType::F16,
+        head: HeadMode::Full,
         mlock: false,
         overrides: Overrides::default(),
     }
@@ -98,11 +99,15 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn new(config: &EngineConfig) -> Self {
+        Run::of(load(config))
+    }
+
+    pub(crate) fn of(engine: Engine) -> Self {
         let events = Events::default();
         let sink = Rc::clone(&events);
         let send: Box<dyn FnMut(FromEngine)> = Box::new(move |event| sink.borrow_mut().push(event));
         Run {
-            scheduler: Scheduler::new(load(config), send),
+            scheduler: Scheduler::new(engine, send),
             events,
         }
     }
