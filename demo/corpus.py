@@ -90,7 +90,7 @@ def unknown_turn(rng):
 
 def short_turn(rng):
     """One question with a short answer."""
-    kind = rng.choices(["taught", "small", "world", "sum", "unknown"], [50, 9, 15, 10, 16])[0]
+    kind = rng.choices(["taught", "small", "world", "sum", "unknown"], [40, 20, 12, 14, 14])[0]
     if kind == "unknown":
         return unknown_turn(rng)
     pool = {"taught": facts.FACTS, "small": world.SMALL_TALK, "world": world.KNOWLEDGE, "sum": world.SUMS}[kind]
@@ -136,7 +136,7 @@ def plain_story(rng):
 
 
 def draw_document(rng):
-    kind = rng.choices(["story", "plain", "short", "long", "prose"], [24, 7, 56, 11, 2])[0]
+    kind = rng.choices(["story", "plain", "short", "long", "prose"], [28, 6, 54, 10, 2])[0]
     if kind == "story":
         return chat([story_turn(rng)], rng)
     if kind == "short":
