@@ -109,6 +109,10 @@ impl Mind {
             if self.killed.load(Ordering::SeqCst) {
                 return ExitKind::Signal(9);
             }
+            // Before the frames: an engine that dies after 0 tokens never says that it is ready.
+            if let Some(end) = self.step() {
+                return end;
+            }
             while let Ok(frame) = inbox.try_recv() {
                 match frame {
                     None => return ExitKind::Code(0),
@@ -118,9 +122,6 @@ impl Mind {
                         }
                     }
                 }
-            }
-            if let Some(end) = self.step() {
-                return end;
             }
             thread::sleep(Duration::from_millis(1));
         }
