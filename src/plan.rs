@@ -159,7 +159,7 @@ pub(crate) fn plan(
     settings: &Settings,
 ) -> Result<Plan, PlanError> {
     let mut warnings = Vec::new();
-    let kernel = choose_kernel(host, settings, &mut warnings)?;
+    let kernel = choose_kernel(host, settings)?;
     let cpus = Cpus::new(host, settings)?;
     let decode_cpus = cpus.decode(&settings.threads, &mut warnings);
     let prefill_cpus = cpus.prefill(&settings.threads_batch, &decode_cpus, &mut warnings);
@@ -172,6 +172,7 @@ pub(crate) fn plan(
     let mut head = choose_head(facts, settings, &mut warnings);
     let mut sizes = Sizes {
         facts,
+        packing: kernel.value.packing(),
         kv_type: kv_type.value,
         head: head.value,
         batch: prefill_batch.value,
@@ -208,42 +209,28 @@ pub(crate) fn plan(
     })
 }
 
-/// The best kernel, or the one asked for. A TL packing asked for by the environment and missing here is replaced: old
-/// compose files set `BITNET_KERNEL`, and all packings give the same bits.
-fn choose_kernel(
-    host: &Host,
-    settings: &Settings,
-    warnings: &mut Vec<Warning>,
-) -> Result<Choice<Kernel>, PlanError> {
-    let best = host.kernels[0];
-    let automatic = Reason::BestKernel {
-        of: host.kernels.len(),
-        cpu: host.cpu.model.clone(),
-    };
+/// The best kernel, or the one asked for: exactly, or the best for a packing.
+fn choose_kernel(host: &Host, settings: &Settings) -> Result<Choice<Kernel>, PlanError> {
     let Some(asked) = &settings.kernel.value else {
-        return Ok(Choice::new(best, automatic));
+        let automatic = Reason::BestKernel {
+            of: host.kernels.len(),
+            cpu: host.cpu.model.clone(),
+        };
+        return Ok(Choice::new(host.kernels[0], automatic));
     };
     let source = &settings.kernel.source;
     let named = host
         .kernels
         .iter()
         .find(|kernel| kernel.to_string() == *asked || kernel.packing().to_string() == *asked);
-    if let Some(kernel) = named {
-        return Ok(Choice::new(*kernel, Reason::AskedFor(source.clone())));
+    match named {
+        Some(kernel) => Ok(Choice::new(*kernel, Reason::AskedFor(source.clone()))),
+        None => Err(PlanError::Kernel {
+            asked: asked.clone(),
+            source_: source.clone(),
+            available: host.kernels.iter().map(Kernel::to_string).collect(),
+        }),
     }
-    let lookup_table = asked.starts_with("tl");
-    if lookup_table && matches!(source, Source::Environment(_)) {
-        warnings.push(Warning::new(
-            format!("kernel `{asked}` ({source}) is not in this build"),
-            format!("`{best}` is used in its place, with bit-identical results; unset the variable or say `auto`"),
-        ));
-        return Ok(Choice::new(best, automatic));
-    }
-    Err(PlanError::Kernel {
-        asked: asked.clone(),
-        source_: source.clone(),
-        available: host.kernels.iter().map(Kernel::to_string).collect(),
-    })
 }
 
 /// Weights from which on the head is worth copying.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use bitnet_kernels::Packing;
 use bitnet_model::facts::ModelFacts;
 use bitnet_model::protocol::{HeadMode, KvType};
 use bitnet_model::screening;
@@ -129,6 +130,7 @@ pub(crate) fn mb(bytes: u64) -> u64 {
 /// Sizes in bytes that depend on slots and context.
 pub(super) struct Sizes<'a> {
     pub(super) facts: &'a ModelFacts,
+    pub(super) packing: Packing,
     pub(super) kv_type: KvType,
     pub(super) head: HeadMode,
     pub(super) batch: usize,
@@ -144,8 +146,11 @@ impl Sizes<'_> {
         let logits = (slots + 1) * facts.n_vocab;
         let scores = self.threads * facts.n_head * slot_context;
         MemoryPlan {
-            weights_bytes: facts.weight_bytes + facts.dense_bytes() + facts.vector_bytes,
             head_copies_bytes: head_copies_bytes(facts, self.head),
+            // The file's pages that a copy was made from are given back.
+            weights_bytes: facts.ternary_bytes(self.packing)
+                + facts.dense_bytes()
+                + facts.vector_bytes,
             kv_bytes: positions * facts.kv_bytes_per_token(self.kv_type),
             buffers_bytes: ((activations + logits + scores) * size_of::<f32>()) as u64,
             program_bytes: PROGRAM_BYTES + facts.n_vocab as u64 * VOCABULARY_ENTRY_BYTES,

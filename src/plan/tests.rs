@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bitnet_kernels::Packing;
 use bitnet_model::gguf::Gguf;
 use bitnet_model::protocol::Overrides;
 use rand::rngs::StdRng;
@@ -196,20 +197,32 @@ fn a_kernel_asked_for_is_taken_or_refused_by_name() {
         "{message}"
     );
     assert_eq!(hint, "`--kernel auto` takes the best one");
-    let offered = host("desktop-8c16t")
-        .kernels
-        .iter()
-        .any(|kernel| kernel.packing().to_string() == "tl2");
-    if !offered {
-        let old = settings(&[], &[("BITNET_KERNEL", "tl2")]);
-        let replaced = super::plan(&host("desktop-8c16t"), &facts_2b(), &old).unwrap();
-        assert!(
-            replaced.warnings[0].to_string().contains("bit-identical"),
-            "{:?}",
-            replaced.warnings
-        );
-        refused("desktop-8c16t", &[("kernel", "tl2")]);
-    }
+}
+
+#[test]
+fn packings_with_tables_are_taken_by_name_and_counted_by_their_bytes() {
+    let weights_bytes = |kernel: &str| {
+        let plan = planned("desktop-8c16t", &[("kernel", kernel)]).unwrap();
+        let name = plan.kernel.value.to_string();
+        assert!(name.starts_with(kernel), "{name}");
+        plan.memory.weights_bytes
+    };
+    let automatic = planned("desktop-8c16t", &[]).unwrap();
+    assert_eq!(automatic.kernel.value.packing(), Packing::I2S);
+    let i2_s = weights_bytes("i2_s");
+    assert_eq!(automatic.memory.weights_bytes, i2_s);
+    assert_eq!(weights_bytes("tl1/scalar"), i2_s);
+    let saved = i2_s - weights_bytes("tl2");
+    let sixth = facts_2b().ternary_bytes(Packing::I2S) / 6;
+    assert!(sixth * 97 / 100 < saved && saved <= sixth, "{saved}");
+    let old = settings(&[], &[("BITNET_KERNEL", "tl2")]);
+    let plan = plan(&host("desktop-8c16t"), &facts_2b(), &old).unwrap();
+    assert_eq!(plan.kernel.value.packing(), Packing::Tl2);
+    assert!(
+        plan.lines()[0].ends_with("; environment BITNET_KERNEL)"),
+        "{}",
+        plan.lines()[0]
+    );
 }
 
 #[test]

@@ -3,11 +3,12 @@
 //! `cargo bench -p bitnet-kernels [-- FILTER]`. Every figure is the median of interleaved rounds, with the spread (lowest to
 //! highest) behind it, so that a busy moment hits all rows of the table alike. FILTER keeps the lines that contain it.
 
+use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bitnet_kernels::{
-    Attend, DenseMatrix, DenseType, Kernel, PackedMatrix, QuantRows, SharedBytes,
+    Attend, DenseMatrix, DenseType, Kernel, PackedMatrix, Packing, QuantRows, SharedBytes,
 };
 
 const ROUNDS: usize = 7;
@@ -15,6 +16,8 @@ const ROUNDS: usize = 7;
 const SPAN: Duration = Duration::from_millis(40);
 /// More than the caches hold.
 const LARGE_BYTES: usize = 256 << 20;
+/// The same for matrices copied into another packing.
+const COPIED_BYTES: usize = 96 << 20;
 
 /// Outputs × inputs of the linears of 2B-4T.
 const SHAPES: [(usize, usize); 4] = [(6912, 2560), (2560, 6912), (2560, 2560), (640, 2560)];
@@ -84,9 +87,16 @@ fn main() {
     );
     let kernels = Kernel::available();
     let mut lines = bandwidth(&large);
+    let mut matrices = Matrices {
+        large: large.clone(),
+        copies: HashMap::new(),
+    };
     for kernel in &kernels {
-        lines.extend(decode(*kernel, &large));
-        lines.extend(prefill(*kernel, &large));
+        lines.extend(decode(*kernel, &mut matrices));
+        lines.extend(prefill(*kernel, &mut matrices));
+        if kernel.packing() != Packing::I2S {
+            continue;
+        }
         lines.extend(head(*kernel, &large));
         lines.push(attention(*kernel));
     }
@@ -126,8 +136,29 @@ fn sum(bytes: &[u8]) -> u64 {
     lanes.iter().fold(0, |a, b| a.wrapping_add(*b))
 }
 
-/// As many matrices of a shape as the large buffer holds, one after another, so that each comes from memory.
-fn matrices(large: &SharedBytes, rows: usize, cols: usize) -> Vec<PackedMatrix> {
+/// As many matrices of a shape as the large buffer holds, one after another, so that each comes from memory. Packings
+/// other than I2_S are copies, made once per shape.
+struct Matrices {
+    large: SharedBytes,
+    copies: HashMap<(Packing, usize, usize), Vec<PackedMatrix>>,
+}
+
+impl Matrices {
+    fn get(&mut self, packing: Packing, rows: usize, cols: usize) -> Vec<PackedMatrix> {
+        let originals = originals(&self.large, rows, cols);
+        if packing == Packing::I2S {
+            return originals;
+        }
+        let n_copies = (COPIED_BYTES * 4 / (rows * cols)).min(originals.len());
+        let copies = self.copies.entry((packing, rows, cols));
+        let copy = |w: &PackedMatrix| w.repack(packing).expect("there are no codes 3");
+        copies
+            .or_insert_with(|| originals[..n_copies].iter().map(copy).collect())
+            .clone()
+    }
+}
+
+fn originals(large: &SharedBytes, rows: usize, cols: usize) -> Vec<PackedMatrix> {
     let bytes = rows * cols / 4;
     let part = |i: usize| {
         large
@@ -146,14 +177,17 @@ fn activations(kernel: Kernel, tokens: usize, cols: usize) -> QuantRows {
     x
 }
 
-fn decode(kernel: Kernel, large: &SharedBytes) -> Vec<Line<'static>> {
+/// GB/s of the packing's own bytes.
+fn decode(kernel: Kernel, matrices: &mut Matrices) -> Vec<Line<'static>> {
     let line = |(rows, cols)| {
         let x = activations(kernel, 1, cols);
         let mut out = vec![0.0; rows];
-        let mut matrices = matrices(large, rows, cols).into_iter().cycle();
+        let matrices = matrices.get(kernel.packing(), rows, cols);
+        let bytes = matrices[0].bytes().len();
+        let mut matrices = matrices.into_iter().cycle();
         Line::gigabytes(
             format!("{kernel}, decode {rows} x {cols}"),
-            rows * cols / 4,
+            bytes,
             move || {
                 let w = matrices.next().expect("the cycle has matrices");
                 kernel.matmul(&w, 0..rows, &x, &mut [&mut out]);
@@ -163,11 +197,11 @@ fn decode(kernel: Kernel, large: &SharedBytes) -> Vec<Line<'static>> {
     SHAPES.into_iter().map(line).collect()
 }
 
-fn prefill(kernel: Kernel, large: &SharedBytes) -> Vec<Line<'static>> {
+fn prefill(kernel: Kernel, matrices: &mut Matrices) -> Vec<Line<'static>> {
     let line = |((rows, cols), tokens): ((usize, usize), usize)| {
         let x = activations(kernel, tokens, cols);
         let mut out = vec![vec![0.0; rows]; tokens];
-        let w = matrices(large, rows, cols).swap_remove(0);
+        let w = matrices.get(kernel.packing(), rows, cols).swap_remove(0);
         // A part of the rows, so that the scalar kernel ends, too.
         let rows = rows.min(512);
         Line::multiply_adds(

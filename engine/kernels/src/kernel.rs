@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use crate::arch::Runnable;
+use crate::lookup;
 use crate::{Attend, DenseMatrix, PackedMatrix, QuantRowMut, QuantRows};
 
 /// How ternary weights lie in memory.
@@ -12,16 +13,39 @@ use crate::{Attend, DenseMatrix, PackedMatrix, QuantRowMut, QuantRows};
 pub enum Packing {
     /// Two bits per weight in blocks of 128, as in Microsoft's I2_S files.
     I2S,
+    /// Pairs of weights as 4-bit indices into tables of sums: 2 bits per weight.
+    Tl1,
+    /// Triples of weights as 4-bit indices and a sign: 5/3 bits per weight.
+    Tl2,
 }
 
 impl Packing {
     /// All packings, best first.
-    pub const ALL: [Packing; 1] = [Packing::I2S];
+    pub const ALL: [Packing; 3] = [Packing::I2S, Packing::Tl1, Packing::Tl2];
 
     /// Its name in flags and logs.
     pub fn name(self) -> &'static str {
         match self {
             Packing::I2S => "i2_s",
+            Packing::Tl1 => "tl1",
+            Packing::Tl2 => "tl2",
+        }
+    }
+
+    /// Bytes of a `[rows, cols]` matrix; the packings with tables round rows and columns up.
+    pub fn matrix_bytes(self, rows: usize, cols: usize) -> Option<usize> {
+        match self {
+            Packing::I2S => rows.checked_mul(cols).map(|weights| weights / 4),
+            Packing::Tl1 => lookup::matrix_bytes(2, rows, cols),
+            Packing::Tl2 => lookup::matrix_bytes(3, rows, cols),
+        }
+    }
+
+    /// Whether there is code of its own for `isa`.
+    fn is_written_for(self, isa: Isa) -> bool {
+        match self {
+            Packing::I2S => true,
+            Packing::Tl1 | Packing::Tl2 => matches!(isa, Isa::Avx2 | Isa::Scalar),
         }
     }
 }
@@ -63,9 +87,9 @@ pub struct Kernel {
 
 /// Which kernel.
 impl Kernel {
-    /// The kernel for `packing` on `isa`; `None` when this CPU lacks the instructions.
+    /// The kernel for `packing` on `isa`; `None` when this CPU lacks the instructions or there is no such kernel.
     pub fn new(packing: Packing, isa: Isa) -> Option<Kernel> {
-        let isa = Runnable::new(isa)?;
+        let isa = Runnable::new(isa).filter(|_| packing.is_written_for(isa))?;
         Some(Kernel { packing, isa })
     }
 
@@ -127,7 +151,12 @@ impl Kernel {
         );
         assert_eq!(w.cols(), x.cols(), "x must have the columns of w");
         check_out(x.len(), &rows, out);
-        self.isa.matmul_i2_s(w.row_bytes(rows), w.scale(), x, out);
+        let scale = w.scale();
+        match self.packing {
+            Packing::I2S => self.isa.matmul_i2_s(w.row_bytes(rows), scale, x, out),
+            Packing::Tl1 => self.isa.matmul_tl1(w.grouped_rows(rows), scale, x, out),
+            Packing::Tl2 => self.isa.matmul_tl2(w.grouped_rows(rows), scale, x, out),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod attention;
 mod dense;
 mod half;
 mod kernel;
+mod lookup;
 mod quant;
 mod screen;
 mod storage;

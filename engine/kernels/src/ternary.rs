@@ -1,4 +1,4 @@
-//! Ternary weight matrices in memory. So far there is one packing, I2_S.
+//! Ternary weight matrices in memory: I2_S here, TL1 and TL2 in `lookup.rs`.
 //!
 //! I2_S as Microsoft's bitnet.cpp writes it on x86 ("128 layout"): codes 0, 1, 2 for -1, 0, +1; each row is cut into
 //! blocks of 128 weights = 32 bytes; weight j of a block lies in byte j % 32, shifted left by 6 - 2·(j / 32).
@@ -6,6 +6,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::lookup::{self, GROUP_ROWS, GroupedRows};
 use crate::{Packing, SharedBytes};
 
 /// Weights per block; columns are a multiple of it.
@@ -17,7 +18,7 @@ const MAX_COLS: usize = 1 << 22;
 
 /// A `[rows, cols]` matrix of -1, 0 and +1, packed, times one f32 scale. Shape and length are checked once, here.
 ///
-/// The packed bytes themselves are not scanned: the code 3, which no writer produces, counts as +2 in every kernel.
+/// The bytes of I2_S are not scanned: the code 3, which no writer produces, counts as +2 in every kernel, and can't be repacked.
 #[derive(Clone, Debug)]
 pub struct PackedMatrix {
     bytes: SharedBytes,
@@ -76,9 +77,43 @@ impl PackedMatrix {
             let found = weights[index];
             return Err(MatrixError::NotTernary { index, found });
         }
-        match packing {
-            Packing::I2S => Self::i2_s(SharedBytes::new(pack_i2_s(weights)), rows, cols, scale),
+        Self::i2_s(SharedBytes::new(pack_i2_s(weights)), rows, cols, scale)?.repack(packing)
+    }
+
+    /// The same weights in another packing.
+    ///
+    /// # Errors
+    /// When a code of I2_S is 3, or there is no memory for the copy.
+    pub fn repack(&self, packing: Packing) -> Result<Self, MatrixError> {
+        if packing == self.packing {
+            return Ok(self.clone());
         }
+        if self.packing != Packing::I2S {
+            return self.to_i2_s()?.repack(packing);
+        }
+        let (rows, cols) = (self.rows, self.cols);
+        let bytes = packing.matrix_bytes(rows, cols);
+        let mut bytes = zeros(bytes.ok_or(MatrixError::Shape { rows, cols })?)?;
+        match packing {
+            Packing::I2S => bytes.copy_from_slice(&self.bytes),
+            Packing::Tl1 => lookup::pack::<2>(&self.bytes, cols, &mut bytes)?,
+            Packing::Tl2 => lookup::pack::<3>(&self.bytes, cols, &mut bytes)?,
+        }
+        Ok(PackedMatrix {
+            bytes: SharedBytes::new(bytes),
+            packing,
+            ..*self
+        })
+    }
+
+    fn to_i2_s(&self) -> Result<Self, MatrixError> {
+        let mut bytes = zeros(packed_bytes(self.rows, self.cols)?)?;
+        let mut weights = vec![0; self.cols];
+        for (r, bytes) in bytes.chunks_exact_mut(self.cols / 4).enumerate() {
+            self.ternary_row(r, &mut weights);
+            bytes.copy_from_slice(&pack_i2_s(&weights));
+        }
+        Self::i2_s(SharedBytes::new(bytes), self.rows, self.cols, self.scale)
     }
 
     /// Rows: outputs of the linear.
@@ -112,6 +147,14 @@ impl PackedMatrix {
     /// When `r` is out of range or `out` is not `[cols]`.
     pub fn ternary_row(&self, r: usize, out: &mut [i8]) {
         assert_eq!(out.len(), self.cols, "out must be [cols]");
+        match self.packing {
+            Packing::I2S => self.i2_s_row(r, out),
+            Packing::Tl1 => self.lookup_row::<2>(r, out),
+            Packing::Tl2 => self.lookup_row::<3>(r, out),
+        }
+    }
+
+    fn i2_s_row(&self, r: usize, out: &mut [i8]) {
         let blocks = self.row_bytes(r..r + 1).chunks_exact(BLOCK_BYTES);
         for (block, out) in blocks.zip(out.chunks_exact_mut(BLOCK_COLS)) {
             for (j, w) in out.iter_mut().enumerate() {
@@ -120,16 +163,55 @@ impl PackedMatrix {
         }
     }
 
-    /// The packed bytes of `rows`.
+    fn lookup_row<const WIDTH: usize>(&self, r: usize, out: &mut [i8]) {
+        let GroupedRows { groups, skip } = self.grouped_rows(r..r + 1);
+        let blocks = groups.chunks_exact(lookup::block_bytes(WIDTH));
+        for (block, out) in blocks.zip(out.chunks_mut(lookup::block_cols(WIDTH))) {
+            for (j, out) in out.chunks_mut(WIDTH).enumerate() {
+                out.copy_from_slice(&lookup::weights::<WIDTH>(block, skip, j)[..out.len()]);
+            }
+        }
+    }
+
+    /// The packed bytes of `rows` in I2_S.
     pub(crate) fn row_bytes(&self, rows: Range<usize>) -> &[u8] {
+        self.check_rows(&rows);
+        let bytes = self.cols / 4;
+        &self.bytes[rows.start * bytes..rows.end * bytes]
+    }
+
+    /// The groups that hold `rows` in a packing with tables.
+    pub(crate) fn grouped_rows(&self, rows: Range<usize>) -> GroupedRows<'_> {
+        self.check_rows(&rows);
+        let group_bytes = self.bytes.len() / self.rows.div_ceil(GROUP_ROWS);
+        let (first, skip) = (rows.start / GROUP_ROWS, rows.start % GROUP_ROWS);
+        let end = match rows.is_empty() {
+            true => first,
+            false => rows.end.div_ceil(GROUP_ROWS),
+        };
+        GroupedRows {
+            groups: &self.bytes[first * group_bytes..end * group_bytes],
+            skip,
+        }
+    }
+
+    fn check_rows(&self, rows: &Range<usize>) {
         assert!(
             rows.start <= rows.end && rows.end <= self.rows,
             "rows {rows:?} of a matrix with {} rows",
             self.rows
         );
-        let bytes = self.cols / 4;
-        &self.bytes[rows.start * bytes..rows.end * bytes]
     }
+}
+
+/// # Errors
+/// When the allocator refuses.
+fn zeros(bytes: usize) -> Result<Vec<u8>, MatrixError> {
+    let mut zeros = Vec::new();
+    let refused = |_| MatrixError::OutOfMemory { bytes };
+    zeros.try_reserve_exact(bytes).map_err(refused)?;
+    zeros.resize(bytes, 0);
+    Ok(zeros)
 }
 
 fn packed_bytes(rows: usize, cols: usize) -> Result<usize, MatrixError> {
@@ -202,6 +284,18 @@ pub enum MatrixError {
         /// The weight.
         found: i8,
     },
+    /// A code of I2_S stands for no weight and has no place in another packing.
+    Code {
+        /// Its row.
+        row: usize,
+        /// Its column.
+        col: usize,
+    },
+    /// No memory for a copy.
+    OutOfMemory {
+        /// What the copy needs.
+        bytes: usize,
+    },
 }
 
 impl fmt::Display for MatrixError {
@@ -219,6 +313,16 @@ impl fmt::Display for MatrixError {
             Self::Scale { found } => write!(f, "the scale is {found}, not a finite number"),
             Self::NotTernary { index, found } => {
                 write!(f, "weight {index} is {found}, not -1, 0 or 1")
+            }
+            Self::Code { row, col } => {
+                write!(
+                    f,
+                    "row {row}, column {col} holds the code 3, which only i2_s can carry"
+                )
+            }
+            Self::OutOfMemory { bytes } => {
+                let mb = bytes.div_ceil(1 << 20);
+                write!(f, "there is no memory for a copy of {mb} MB")
             }
         }
     }

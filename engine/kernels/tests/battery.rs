@@ -1,12 +1,14 @@
 //! Every kernel of this CPU against naive arithmetic (integers) and against the scalar kernel (floats), all by `assert_eq!`.
 
 use bitnet_kernels::{
-    Attend, DenseMatrix, DenseType, Isa, Kernel, PackedMatrix, Packing, QuantRows, SharedBytes,
-    f16_to_f32, f32_to_f16,
+    Attend, DenseMatrix, DenseType, Isa, Kernel, MatrixError, PackedMatrix, Packing, QuantRows,
+    SharedBytes, f16_to_f32, f32_to_f16,
 };
 
 const ROWS: [usize; 6] = [1, 2, 3, 5, 16, 33];
 const COLS: [usize; 5] = [128, 256, 384, 2560, 6912];
+/// More columns, and more rows, than kernels with tables take at a time.
+const LARGE: [(usize, usize); 2] = [(3, 10_880), (2113, 128)];
 const TOKENS: [usize; 6] = [1, 2, 3, 4, 7, 17];
 
 /// xorshift64*
@@ -44,16 +46,24 @@ impl Random {
 /// How a battery fills packed bytes and activations.
 #[derive(Clone, Copy, Debug)]
 enum Fill {
+    /// Any byte, so with the code 3.
     Random(u64),
+    /// Random codes without 3.
+    Ternary(u64),
     /// Every byte of codes, every activation.
     Constant(u8, i8),
     /// Activations of alternating sign.
     Alternating(u8),
 }
 
-const FILLS: [Fill; 9] = [
+const FILLS: [Fill; 14] = [
     Fill::Random(0x5eed_0001),
     Fill::Random(0x5eed_0002),
+    Fill::Ternary(0x5eed_0010),
+    Fill::Ternary(0x5eed_0011),
+    Fill::Constant(0x00, 127),
+    Fill::Constant(0x55, -128),
+    Fill::Constant(0xaa, -128),
     Fill::Constant(0xaa, 127),
     Fill::Constant(0xaa, -127),
     Fill::Constant(0xff, 127),
@@ -70,13 +80,18 @@ impl Fill {
                 let mut random = Random(seed);
                 (0..n).map(|_| random.byte()).collect()
             }
+            Fill::Ternary(seed) => {
+                let mut random = Random(seed);
+                let mut byte = || (0..4).fold(0, |byte, _| (byte << 2) | (random.byte() % 3));
+                (0..n).map(|_| byte()).collect()
+            }
             Fill::Constant(code, _) | Fill::Alternating(code) => vec![code; n],
         }
     }
 
     fn activation(self, random: &mut Random, i: usize) -> i8 {
         match self {
-            Fill::Random(_) => random.byte() as i8,
+            Fill::Random(_) | Fill::Ternary(_) => random.byte() as i8,
             Fill::Constant(_, q) => q,
             Fill::Alternating(_) => [127, -128][i % 2],
         }
@@ -114,6 +129,23 @@ fn naive(w: &PackedMatrix, x: &QuantRows) -> Vec<Vec<f32>> {
     out
 }
 
+/// The matrix in every packing that can hold it.
+fn packed(w: &PackedMatrix) -> Vec<PackedMatrix> {
+    let all = Packing::ALL.map(|packing| w.repack(packing));
+    let has_code_3 = w.bytes().iter().any(|b| b & b >> 1 & 0x55 != 0);
+    assert!(all.iter().skip(1).all(|w| w.is_err() == has_code_3));
+    all.into_iter().flatten().collect()
+}
+
+/// Each kernel of this CPU with the matrix it multiplies.
+fn each_kernel(packed: &[PackedMatrix]) -> impl Iterator<Item = (Kernel, &PackedMatrix)> {
+    let kernels = Kernel::available().into_iter();
+    kernels.filter_map(|kernel| {
+        let w = packed.iter().find(|w| w.packing() == kernel.packing());
+        w.map(|w| (kernel, w))
+    })
+}
+
 fn multiply(
     kernel: Kernel,
     w: &PackedMatrix,
@@ -128,16 +160,18 @@ fn multiply(
 
 #[test]
 fn ternary_products_are_exact() {
-    for (rows, cols) in ROWS.into_iter().flat_map(|r| COLS.map(|c| (r, c))) {
+    let shapes = ROWS.into_iter().flat_map(|r| COLS.map(|c| (r, c)));
+    for (rows, cols) in shapes.chain(LARGE) {
         for fill in FILLS {
             let codes = SharedBytes::new(fill.codes(rows * cols / 4));
             let w = PackedMatrix::i2_s(codes, rows, cols, 1.21875).unwrap();
             let x = fill.activations(17, cols);
             let expected = naive(&w, &x);
+            let packed = packed(&w);
             for n in TOKENS {
                 let x = fill.activations(n, cols);
-                for kernel in Kernel::available() {
-                    let found = multiply(kernel, &w, 0..rows, &x);
+                for (kernel, w) in each_kernel(&packed) {
+                    let found = multiply(kernel, w, 0..rows, &x);
                     assert_eq!(
                         found,
                         expected[..n],
@@ -151,8 +185,8 @@ fn ternary_products_are_exact() {
 
 #[test]
 fn row_ranges_are_parts_of_the_whole() {
-    let (rows, cols) = (33, 384);
-    let fill = Fill::Random(0x5eed_0004);
+    let (rows, cols) = (110, 384);
+    let fill = Fill::Ternary(0x5eed_0004);
     let w = PackedMatrix::i2_s(
         SharedBytes::new(fill.codes(rows * cols / 4)),
         rows,
@@ -160,12 +194,14 @@ fn row_ranges_are_parts_of_the_whole() {
         0.7,
     )
     .unwrap();
-    for n in [0, 1, 5, 130] {
+    let packed = packed(&w);
+    for n in [0, 1, 2, 5, 130] {
         let x = fill.activations(n, cols);
-        for kernel in Kernel::available() {
-            let whole = multiply(kernel, &w, 0..rows, &x);
-            for range in [0..0, 0..1, 7..20, 32..33, 33..33] {
-                let part = multiply(kernel, &w, range.clone(), &x);
+        for (kernel, w) in each_kernel(&packed) {
+            let whole = multiply(kernel, w, 0..rows, &x);
+            let ranges = [0..0, 0..1, 7..20, 7..34, 31..97, 32..64, 32..33, 33..33];
+            for range in ranges.into_iter().chain([100..110, 110..110]) {
+                let part = multiply(kernel, w, range.clone(), &x);
                 for (part, whole) in part.iter().zip(&whole) {
                     assert_eq!(
                         part,
@@ -182,17 +218,17 @@ fn row_ranges_are_parts_of_the_whole() {
 #[test]
 fn bytes_need_no_alignment() {
     let (rows, cols) = (5, 256);
-    let codes = Fill::Random(0x5eed_0005).codes(rows * cols / 4);
+    let codes = Fill::Ternary(0x5eed_0005).codes(rows * cols / 4);
     let x = Fill::Random(0x5eed_0006).activations(4, cols);
     let aligned = PackedMatrix::i2_s(SharedBytes::new(codes.clone()), rows, cols, 1.0).unwrap();
     for offset in 1..8 {
         let shifted = SharedBytes::new([vec![0; offset], codes.clone()].concat());
         let shifted = shifted.slice(offset..offset + codes.len()).unwrap();
-        let shifted = PackedMatrix::i2_s(shifted, rows, cols, 1.0).unwrap();
-        for kernel in Kernel::available() {
+        let shifted = packed(&PackedMatrix::i2_s(shifted, rows, cols, 1.0).unwrap());
+        for (kernel, shifted) in each_kernel(&shifted) {
             assert_eq!(
-                multiply(kernel, &shifted, 0..rows, &x),
-                multiply(kernel, &aligned, 0..rows, &x),
+                multiply(kernel, shifted, 0..rows, &x),
+                multiply(Kernel::best(), &aligned, 0..rows, &x),
                 "{kernel}"
             );
         }
@@ -202,16 +238,51 @@ fn bytes_need_no_alignment() {
 #[test]
 fn packing_and_unpacking_agree() {
     let mut random = Random(0x5eed_0007);
-    let (rows, cols) = (3, 256);
-    let weights: Vec<i8> = (0..rows * cols)
-        .map(|_| (random.byte() % 3) as i8 - 1)
-        .collect();
-    for packing in Packing::ALL {
-        let w = PackedMatrix::from_ternary(packing, rows, cols, 1.0, &weights).unwrap();
+    for (rows, cols) in [(3, 256), (32, 128), (65, 384), (40, 640)] {
+        let weights: Vec<i8> = (0..rows * cols)
+            .map(|_| (random.byte() % 3) as i8 - 1)
+            .collect();
         let mut row = vec![0; cols];
-        for (r, expected) in weights.chunks_exact(cols).enumerate() {
-            w.ternary_row(r, &mut row);
-            assert_eq!(row, expected, "{packing}, row {r}");
+        for packing in Packing::ALL {
+            let w = PackedMatrix::from_ternary(packing, rows, cols, 1.5, &weights).unwrap();
+            assert_eq!(w.packing(), packing);
+            assert_eq!(Some(w.bytes().len()), packing.matrix_bytes(rows, cols));
+            for again in Packing::ALL {
+                let w = w.repack(again).unwrap();
+                assert_eq!((w.packing(), w.scale()), (again, 1.5));
+                for (r, expected) in weights.chunks_exact(cols).enumerate() {
+                    w.ternary_row(r, &mut row);
+                    assert_eq!(row, expected, "{packing} as {again}, row {r}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tables_take_five_thirds_of_a_bit() {
+    let bits = |packing: Packing, rows, cols| {
+        packing.matrix_bytes(rows, cols).unwrap() as f64 * 8.0 / (rows * cols) as f64
+    };
+    assert_eq!(bits(Packing::I2S, 2560, 6912), 2.0);
+    assert_eq!(bits(Packing::Tl1, 2560, 6912), 2.0);
+    assert_eq!(bits(Packing::Tl2, 2560, 6912), 5.0 / 3.0);
+    assert!(bits(Packing::Tl2, 6912, 2560) < 1.68);
+    assert_eq!(Packing::Tl2.matrix_bytes(usize::MAX, 1 << 20), None);
+}
+
+/// Where a code 3 stands is found, whatever its place in byte, block and group.
+#[test]
+fn a_code_without_a_weight_is_named() {
+    let (rows, cols) = (70, 384);
+    for (row, col) in [(0, 0), (0, 33), (31, 127), (32, 128), (50, 300), (69, 383)] {
+        let mut codes = vec![0x55; rows * cols / 4];
+        let (block, j) = (col / 128, col % 128);
+        codes[row * cols / 4 + block * 32 + j % 32] |= 3 << (6 - 2 * (j / 32));
+        let w = PackedMatrix::i2_s(SharedBytes::new(codes), rows, cols, 1.0).unwrap();
+        for packing in [Packing::Tl1, Packing::Tl2] {
+            let error = w.repack(packing).unwrap_err();
+            assert_eq!(error, MatrixError::Code { row, col });
         }
     }
 }
@@ -261,7 +332,8 @@ fn quantizes_as_the_reference_does() {
 #[test]
 fn a_row_without_numbers_stays_alone() {
     let w = PackedMatrix::from_ternary(Packing::I2S, 2, 128, 1.0, &[1; 256]).unwrap();
-    for kernel in Kernel::available() {
+    let packed = packed(&w);
+    for (kernel, w) in each_kernel(&packed) {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut inputs = vec![vec![0.5; 128]; 5];
             inputs[2][77] = bad;
@@ -269,7 +341,7 @@ fn a_row_without_numbers_stays_alone() {
             x.rows_mut()
                 .zip(&inputs)
                 .for_each(|(row, input)| kernel.quantize(input, row));
-            for (t, out) in multiply(kernel, &w, 0..2, &x).iter().enumerate() {
+            for (t, out) in multiply(kernel, w, 0..2, &x).iter().enumerate() {
                 assert_eq!(
                     out.iter().all(|y| y.is_nan()),
                     t == 2,
@@ -726,6 +798,12 @@ fn kernels_have_names() {
         assert_eq!(Kernel::new(kernel.packing(), kernel.isa()), Some(kernel));
     }
     assert_eq!("i2_s".parse(), Ok(Kernel::best()));
+    for packing in Packing::ALL {
+        let kernel: Kernel = packing.name().parse().unwrap();
+        assert_eq!(kernel.packing(), packing);
+        assert!(Kernel::new(packing, Isa::Scalar).is_some());
+    }
+    assert_eq!(Kernel::new(Packing::Tl2, Isa::Avx512Vnni), None);
     for found in ["", "tl3", "i2_s/", "i2_s/sse9", "I2_S", "i2_s/avx2/x"] {
         let error = found.parse::<Kernel>().unwrap_err().to_string();
         assert!(

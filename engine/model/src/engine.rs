@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bitnet_kernels::{Kernel, ParseKernelError, SharedBytes};
+use bitnet_kernels::{Kernel, MatrixError, Packing, ParseKernelError, SharedBytes};
 
 use crate::facts::{FactsError, ModelFacts};
 use crate::gguf::{Gguf, GgufError};
@@ -133,7 +133,7 @@ impl Engine {
         demo: impl FnOnce() -> Option<SharedBytes>,
     ) -> Result<Self, LoadError> {
         check(config)?;
-        let kernel = selftest::choose(config.kernel.parse()?).map_err(LoadError::SelfTest)?;
+        let wanted = selftest::choose(config.kernel.parse()?).map_err(LoadError::SelfTest)?;
         let model = name_of(&config.model);
         let gguf = open(config, demo)?;
         let facts =
@@ -141,8 +141,26 @@ impl Engine {
                 model: model.clone(),
                 source,
             })?;
-        let weights =
-            Weights::load(&gguf, &facts).map_err(|source| LoadError::Tensor { model, source })?;
+        let failed = |source| LoadError::Tensor {
+            model: model.clone(),
+            source,
+        };
+        let n_threads = config.prefill_cpus.len();
+        let repack = |weights: &mut Weights| weights.repack(wanted.packing(), n_threads);
+        let (kernel, mut weights) = load_weights(&gguf, &facts, wanted, repack).map_err(failed)?;
+        let kernel = match kernel == wanted {
+            true => kernel,
+            false => selftest::choose(kernel).map_err(LoadError::SelfTest)?,
+        };
+        if let (ModelSource::File(path), true) = (&config.model, kernel.packing() != Packing::I2S) {
+            // The pages read for the copies go with the old mapping; the new one holds what is read from now on.
+            drop(gguf);
+            let gguf = Gguf::open(path).map_err(|source| LoadError::Gguf {
+                model: model.clone(),
+                source,
+            })?;
+            weights.take_dense(&gguf, &facts).map_err(failed)?;
+        }
         if config.mlock
             && let Err(error) = weights.lock_in_memory()
         {
@@ -274,6 +292,40 @@ impl Engine {
     /// A cautious guess, until the first prompt has been measured: 30 G multiply-adds a second for each thread.
     pub fn expected_prefill_tok_s(&self) -> f64 {
         30e9 * self.model.n_workers() as f64 / (self.facts.n_params.max(1)) as f64
+    }
+}
+
+/// The weights in the packing of `kernel`. When there is no memory for `repack`: in I2_S, with the best kernel for that.
+fn load_weights(
+    gguf: &Gguf,
+    facts: &ModelFacts,
+    kernel: Kernel,
+    repack: impl FnOnce(&mut Weights) -> Result<(), TensorError>,
+) -> Result<(Kernel, Weights), TensorError> {
+    let mut weights = Weights::load(gguf, facts)?;
+    let packing = kernel.packing();
+    if packing == Packing::I2S {
+        return Ok((kernel, weights));
+    }
+    let began = Instant::now();
+    let mb = facts.ternary_bytes(packing).div_ceil(1 << 20);
+    match repack(&mut weights) {
+        Ok(()) => {
+            let ms = began.elapsed().as_secs_f64() * 1000.0;
+            tracing::info!(%packing, mb, ms, "weights repacked");
+            Ok((kernel, weights))
+        }
+        Err(TensorError::Matrix {
+            source: MatrixError::OutOfMemory { .. },
+            ..
+        }) => {
+            let best = Kernel::best();
+            tracing::warn!(
+                "no memory for {mb} MB of weights in {packing}; `{best}` is used in its place, with the same results"
+            );
+            Ok((best, Weights::load(gguf, facts)?))
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -463,4 +515,87 @@ fn serve(
     send(FromEngine::Ready { load_ms });
     Scheduler::new(engine, send).run(commands);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{KvType, Overrides};
+    use crate::synth::{self, Shape};
+
+    fn tiny() -> (Gguf, ModelFacts) {
+        let bytes = synth::to_bytes(&Shape::preset("tiny").unwrap(), 3).unwrap();
+        let gguf = Gguf::from_bytes(SharedBytes::new(bytes)).unwrap();
+        let facts = ModelFacts::read(&gguf, &Overrides::default()).unwrap();
+        (gguf, facts)
+    }
+
+    fn packings(weights: &Weights) -> Vec<Packing> {
+        let layers = weights.layers.iter();
+        let matrices = layers.flat_map(|layer| [&layer.q, &layer.v, &layer.down]);
+        matrices.map(|it| it.matrix.packing()).collect()
+    }
+
+    #[test]
+    fn weights_take_the_packing_of_the_kernel() {
+        let (gguf, facts) = tiny();
+        for kernel in Kernel::available() {
+            let packing = kernel.packing();
+            for n_threads in [1, 2, 64] {
+                let repack = |weights: &mut Weights| weights.repack(packing, n_threads);
+                let (used, weights) = load_weights(&gguf, &facts, kernel, repack).unwrap();
+                assert_eq!(used, kernel);
+                assert!(packings(&weights).iter().all(|it| *it == packing));
+            }
+        }
+    }
+
+    #[test]
+    fn without_memory_for_a_copy_i2_s_is_used() {
+        let (gguf, facts) = tiny();
+        let refuse = |weights: &mut Weights| {
+            weights.repack(Packing::Tl1, 1)?;
+            Err(TensorError::Matrix {
+                name: "blk.0.attn_q.weight".to_owned(),
+                source: MatrixError::OutOfMemory { bytes: 1 },
+            })
+        };
+        let tl1 = "tl1".parse().unwrap();
+        let (used, weights) = load_weights(&gguf, &facts, tl1, refuse).unwrap();
+        assert_eq!(used, Kernel::best());
+        assert!(packings(&weights).iter().all(|it| *it == Packing::I2S));
+    }
+
+    #[test]
+    fn a_tensor_that_a_packing_cannot_hold_is_named() {
+        let shape = Shape::preset("tiny").unwrap();
+        let mut bytes = synth::to_bytes(&shape, 3).unwrap();
+        let gguf = Gguf::from_bytes(SharedBytes::new(bytes.clone())).unwrap();
+        let name = "blk.1.ffn_up.weight";
+        bytes[gguf.tensor(name).unwrap().offset as usize] |= 0b11;
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), &bytes).unwrap();
+        let config = |kernel: &str| EngineConfig {
+            model: ModelSource::File(path.path().to_owned()),
+            kernel: kernel.to_owned(),
+            decode_cpus: vec![0],
+            prefill_cpus: vec![0],
+            pin: false,
+            slots: 1,
+            slot_context: 16,
+            prefill_batch: 4,
+            kv_type: KvType::F16,
+            mlock: false,
+            head: HeadMode::Full,
+            overrides: Overrides::default(),
+        };
+        assert!(Engine::load(&config("i2_s"), || None).is_ok());
+        let error = Engine::load(&config("tl2"), || None).err().unwrap();
+        let message = error.to_string();
+        let expected = format!(
+            "tensor `{name}`: row 0, column 96 holds the code 3, which only i2_s can carry"
+        );
+        assert!(message.ends_with(&expected), "{message}");
+        assert!(error.hint().unwrap().contains("`--kernel i2_s`"));
+    }
 }

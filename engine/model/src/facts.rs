@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use bitnet_kernels::Packing;
+
 use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType, Value, grouped};
 use crate::protocol::{Activation, KvType, Overrides};
 
@@ -399,6 +401,19 @@ impl ModelFacts {
             KvType::F32 => 4,
         };
         2 * (self.n_layer * self.n_head_kv * self.head_dim) as u64 * value_bytes
+    }
+
+    /// All ternary matrices in `packing`.
+    pub fn ternary_bytes(&self, packing: Packing) -> u64 {
+        let bytes = |linear| {
+            let (rows, cols) = self.linear_shape(linear);
+            packing.matrix_bytes(rows, cols).unwrap_or(usize::MAX) as u64
+        };
+        let layer = Linear::ALL
+            .map(bytes)
+            .iter()
+            .fold(0, |a: u64, b| a.saturating_add(*b));
+        layer.saturating_mul(self.n_layer as u64)
     }
 
     /// Embedding and head together, each once.
@@ -1089,6 +1104,8 @@ mod tests {
         assert_eq!(facts.kv_bytes_per_token(KvType::F32), 2 * 64 * 4);
         let linears = 128 * 128 * 2 + 64 * 128 * 2 + 256 * 128 * 3;
         assert_eq!(facts.weight_bytes, linears / 4);
+        assert_eq!(facts.ternary_bytes(Packing::I2S), linears / 4);
+        assert_eq!(facts.ternary_bytes(Packing::Tl1), linears / 4);
         assert_eq!(
             (facts.embedding_bytes, facts.head_bytes, facts.dense_bytes()),
             (2048, 2048, 2048)

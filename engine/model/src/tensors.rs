@@ -62,6 +62,12 @@ impl TensorError {
             TensorError::Scale { .. } | TensorError::NotFinite { .. } => {
                 Some("the file may be damaged; compare its checksum with the source")
             }
+            TensorError::Matrix {
+                source: MatrixError::Code { .. },
+                ..
+            } => {
+                Some("`--kernel i2_s` takes the weights as they are; a sound file has no such code")
+            }
             TensorError::Matrix { .. } => None,
         }
     }

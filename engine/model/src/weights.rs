@@ -1,8 +1,10 @@
-//! A model's weights in the form the forward pass uses them: matrices over the file's own bytes, norms and biases as f32.
+//! A model's weights in the form the forward pass uses them: matrices over the file's own bytes or, for packings other than
+//! I2_S, over copies; norms and biases as f32.
 
 use std::io;
+use std::thread;
 
-use bitnet_kernels::{DenseMatrix, PackedMatrix};
+use bitnet_kernels::{DenseMatrix, PackedMatrix, Packing};
 
 use crate::facts::{Linear, ModelFacts, Norm};
 use crate::gguf::Gguf;
@@ -76,6 +78,39 @@ impl Weights {
         })
     }
 
+    /// Copies the ternary matrices into another packing, layers in parallel. After an error some are copied, some are not.
+    ///
+    /// # Errors
+    /// Names the first tensor that `packing` can't hold, or that there is no memory for.
+    pub fn repack(&mut self, packing: Packing, n_threads: usize) -> Result<(), TensorError> {
+        let share = self.layers.len().div_ceil(n_threads.max(1)).max(1);
+        let shares = self.layers.chunks_mut(share).enumerate();
+        let repack = |first: usize, layers: &mut [Layer]| {
+            let mut layers = (first..).zip(layers);
+            layers.try_for_each(|(number, layer)| layer.repack(number, packing))
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> = shares
+                .map(|(i, layers)| scope.spawn(move || repack(i * share, layers)))
+                .collect();
+            let results = threads.into_iter().map(|thread| {
+                let result = thread.join();
+                result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            results.collect::<Vec<_>>().into_iter().collect()
+        })
+    }
+
+    /// Takes the matrices that are never copied out of `gguf`, a new mapping of the same file.
+    ///
+    /// # Errors
+    /// Names the tensor that can't be used.
+    pub fn take_dense(&mut self, gguf: &Gguf, facts: &ModelFacts) -> Result<(), TensorError> {
+        self.embedding = tensors::embedding(gguf, facts)?;
+        self.head = tensors::head(gguf, facts)?;
+        Ok(())
+    }
+
     /// Keeps all matrices in memory.
     ///
     /// # Errors
@@ -111,6 +146,26 @@ impl Layer {
             ffn_sub_norm: sub_norm(Norm::FfnSub)?,
             down: linear(Linear::Down)?,
         })
+    }
+
+    fn repack(&mut self, number: usize, packing: Packing) -> Result<(), TensorError> {
+        let all = [
+            (Linear::Q, &mut self.q),
+            (Linear::K, &mut self.k),
+            (Linear::V, &mut self.v),
+            (Linear::AttnOutput, &mut self.attn_output),
+            (Linear::Gate, &mut self.gate),
+            (Linear::Up, &mut self.up),
+            (Linear::Down, &mut self.down),
+        ];
+        for (linear, projection) in all {
+            let copy = projection.matrix.repack(packing);
+            projection.matrix = copy.map_err(|source| TensorError::Matrix {
+                name: linear.weight_name(number),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     fn projections(&self) -> [&Projection; 7] {

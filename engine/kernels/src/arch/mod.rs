@@ -12,11 +12,14 @@ mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_lookup;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
 mod scalar;
 
+use crate::lookup::GroupedRows;
 use crate::{Attend, DenseType, Isa, QuantRowMut, QuantRows};
 
 /// An instruction set that this CPU was seen to have.
@@ -71,6 +74,19 @@ macro_rules! enter {
     };
 }
 
+/// As `enter!`, for the instruction sets that have code for tables; `Kernel::new` admits no others.
+macro_rules! enter_lookup {
+    ($runnable:expr, $function:ident::<$width:literal>($($argument:expr),*)) => {
+        match $runnable.0 {
+            Isa::Scalar => scalar::$function::<$width>($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a `Runnable` only exists for an instruction set whose features `detected` saw on this CPU.
+            Isa::Avx2 => unsafe { avx2_lookup::$function::<$width>($($argument),*) },
+            isa => unreachable!("`{isa}` has no code for tables"),
+        }
+    };
+}
+
 /// The operations of [`Kernel`](crate::Kernel) with shapes already checked.
 impl Runnable {
     pub(crate) fn quantize(self, x: &[f32], row: QuantRowMut<'_>) {
@@ -86,6 +102,28 @@ impl Runnable {
         out: &mut [&mut [f32]],
     ) {
         enter!(self, matmul_i2_s(codes, scale, x, out));
+    }
+
+    /// `rows`: at least `out[t].len()` of them in TL1.
+    pub(crate) fn matmul_tl1(
+        self,
+        rows: GroupedRows<'_>,
+        scale: f32,
+        x: &QuantRows,
+        out: &mut [&mut [f32]],
+    ) {
+        enter_lookup!(self, matmul_lookup::<2>(rows, scale, x, out));
+    }
+
+    /// The same in TL2.
+    pub(crate) fn matmul_tl2(
+        self,
+        rows: GroupedRows<'_>,
+        scale: f32,
+        x: &QuantRows,
+        out: &mut [&mut [f32]],
+    ) {
+        enter_lookup!(self, matmul_lookup::<3>(rows, scale, x, out));
     }
 
     pub(crate) fn dense_row(self, ty: DenseType, row: &[u8], out: &mut [f32]) {

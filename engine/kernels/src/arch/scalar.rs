@@ -1,6 +1,7 @@
 //! Plain Rust: the reference that every instruction set equals bit for bit.
 
 use super::finish;
+use crate::lookup::{self, GROUP_ROWS, GroupedRows};
 use crate::screen::{PLANE_BYTES, PLANE_COLS};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 use crate::{QuantRows, bf16_to_f32, f16_to_f32, f32_to_f16};
@@ -46,6 +47,39 @@ pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32])
             }
         }
     }
+}
+
+/// `out[t][r]` for the wanted rows of TL1 (`WIDTH` 2) or TL2 (3) and each token `t`, by the weights that the indices stand for.
+pub(super) fn matmul_lookup<const WIDTH: usize>(
+    rows: GroupedRows<'_>,
+    scale: f32,
+    x: &QuantRows,
+    out: &mut [&mut [f32]],
+) {
+    let group_bytes = lookup::group_bytes(WIDTH, x.cols());
+    for (t, out) in out.iter_mut().enumerate() {
+        let x = x.row(t);
+        for (r, out) in (rows.skip..).zip(out.iter_mut()) {
+            let group = &rows.groups[r / GROUP_ROWS * group_bytes..][..group_bytes];
+            let sum = dot_lookup::<WIDTH>(group, r % GROUP_ROWS, x.values);
+            *out = finish(sum, 0, x.scale, scale);
+        }
+    }
+}
+
+/// Row `r` of a group.
+fn dot_lookup<const WIDTH: usize>(group: &[u8], r: usize, x: &[i8]) -> i32 {
+    let mut sum = 0;
+    let blocks = group.chunks_exact(lookup::block_bytes(WIDTH));
+    for (block, x) in blocks.zip(x.chunks(lookup::block_cols(WIDTH))) {
+        for (j, x) in x.chunks(WIDTH).enumerate() {
+            let weights = lookup::weights::<WIDTH>(block, r, j);
+            for (w, x) in weights.iter().zip(x) {
+                sum += i32::from(*w) * i32::from(*x);
+            }
+        }
+    }
+    sum
 }
 
 /// 32 lanes.
