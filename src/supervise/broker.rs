@@ -880,6 +880,7 @@ impl Supervisor {
                 let _ = self.notices.send(Notice::Ready { load_ms, pid });
                 self.event(Event::Ready);
             }
+            FromEngine::Settled => tracing::debug!("the engine has settled"),
             FromEngine::Failed { message, hint } => {
                 let reason = message;
                 if self.state.ever_ready {

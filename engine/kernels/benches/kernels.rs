@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use bitnet_kernels::probe::read_all;
 use bitnet_kernels::{
     Attend, DenseMatrix, DenseType, Kernel, PackedMatrix, Packing, QuantRows, SharedBytes,
 };
@@ -116,24 +117,13 @@ fn bandwidth(large: &SharedBytes) -> Vec<Line<'_>> {
             move || {
                 std::thread::scope(|scope| {
                     for part in large.chunks(large.len() / threads) {
-                        scope.spawn(move || black_box(sum(part)));
+                        scope.spawn(move || black_box(read_all(part)));
                     }
                 });
             },
         )
     };
     vec![line(1), line(2)]
-}
-
-fn sum(bytes: &[u8]) -> u64 {
-    let (words, _) = bytes.as_chunks::<64>();
-    let mut lanes = [0u64; 8];
-    for words in words {
-        for (lane, word) in lanes.iter_mut().zip(words.as_chunks::<8>().0) {
-            *lane = lane.wrapping_add(u64::from_le_bytes(*word));
-        }
-    }
-    lanes.iter().fold(0, |a, b| a.wrapping_add(*b))
 }
 
 /// As many matrices of a shape as the large buffer holds, one after another, so that each comes from memory. Packings

@@ -21,6 +21,7 @@ mod dense;
 mod half;
 mod kernel;
 mod lookup;
+pub mod probe;
 mod quant;
 mod screen;
 mod storage;

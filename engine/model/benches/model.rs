@@ -9,6 +9,7 @@ use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bitnet_kernels::probe::read_all;
 use bitnet_model::engine::Engine;
 use bitnet_model::gguf::Gguf;
 use bitnet_model::graph::Entry;
@@ -164,20 +165,10 @@ fn bandwidth(file: &Path, cpus: &[usize]) -> Spread {
         let began = Instant::now();
         pool.run(cpus.len(), &|worker| {
             let end = bytes.len().min((worker + 1) * share);
-            black_box(sum(&bytes[worker * share..end]));
+            black_box(read_all(&bytes[worker * share..end]));
         });
         bytes.len() as f64 / began.elapsed().as_secs_f64() / 1e9
     })
-}
-
-fn sum(bytes: &[u8]) -> u64 {
-    let mut sums = [0u64; 32];
-    for block in bytes.chunks_exact(256) {
-        for (sum, word) in sums.iter_mut().zip(block.as_chunks::<8>().0) {
-            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
-        }
-    }
-    sums.iter().fold(0, |all, &sum| all.wrapping_add(sum))
 }
 
 struct Spread {

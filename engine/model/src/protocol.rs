@@ -233,6 +233,8 @@ pub enum FromEngine {
         /// Milliseconds since the engine read its configuration.
         load_ms: f64,
     },
+    /// Everything that makes later steps faster has been done; sent once, at the first idle moment after that.
+    Settled,
     /// The model can't be loaded; the engine exits after this.
     Failed {
         /// One line, with the chain of causes.

@@ -51,6 +51,8 @@ pub struct Scheduler<S> {
     /// Forward passes since start.
     steps: u64,
     last_beat: Instant,
+    /// The server knows that there is nothing left to prepare.
+    told_settled: bool,
     /// Grows with every start; orders slots by last use.
     clock: u64,
     send: S,
@@ -94,6 +96,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             waiting: VecDeque::new(),
             steps: 0,
             last_beat: Instant::now(),
+            told_settled: false,
             clock: 0,
             send,
         }
@@ -128,6 +131,10 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
                 Err(TryRecvError::Empty) => self.engine.prepare(PREPARE_IDLE),
                 Err(TryRecvError::Disconnected) => return None,
             }
+        }
+        if !self.told_settled {
+            self.told_settled = true;
+            (self.send)(FromEngine::Settled);
         }
         commands.recv().ok()
     }

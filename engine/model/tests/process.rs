@@ -56,6 +56,7 @@ fn serves_frames_until_end_of_file() {
     let directory = tempfile::tempdir().unwrap();
     let mut process = Process::start(&start(config(&model(directory.path(), "tiny"))));
     assert!(matches!(process.receive(), FromEngine::Ready { .. }));
+    assert_eq!(process.receive(), FromEngine::Settled);
     process.send(&ToEngine::Submit(Box::new(submit(5, &prompt(1, 20)))));
     let (mut n_tokens, mut steps_told) = (0, 0);
     loop {
