@@ -24,14 +24,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bitnet_model::protocol::{
-    EngineConfig, Finish, FromEngine, Submit, ToEngine, TokenProbs, read_frame, write_frame,
+    EngineConfig, Finish, FromEngine, SlotAction, SlotFault, SlotReport, ToEngine, TokenProbs,
+    read_frame, write_frame,
 };
 use bitnet_server::backend::{
-    Backend, BackendCounters, BackendState, CancelOnDrop, Job, JobEvent, JobHandle, Refused,
-    SlotView,
+    Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, Job, JobEvent, JobHandle,
+    Refused, SlotView,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
+use self::chores::{Chore, Chores};
+use self::work::Work;
 use super::child::{Engine, Spawn, reap_orphans};
 use super::state::{Action, Event, Failure, Phase, State, step};
 
@@ -41,6 +45,8 @@ const STRIKES: u32 = 2;
 const END_TOGETHER: Duration = Duration::from_secs(2);
 /// Longest sleep of the supervisor thread.
 const TICK: Duration = Duration::from_secs(1);
+/// Slot actions that may wait.
+const MAX_CHORES: usize = 64;
 /// Messages handled between two looks at the clock.
 const BURST: usize = 256;
 
@@ -89,6 +95,7 @@ pub(crate) struct Broker {
 
 enum Message {
     Submit(Box<Work>),
+    Slot(Chore),
     Cancel(u64),
     Frame(u64, Box<FromEngine>),
     /// The engine of this generation closed its socket.
@@ -110,6 +117,8 @@ struct View {
     max_queue: usize,
     /// Accepted and not ended.
     open: usize,
+    /// Slot actions accepted and not answered.
+    chores: usize,
     slots: Vec<SlotView>,
     counters: BackendCounters,
 }
@@ -161,6 +170,7 @@ impl Broker {
             state: BackendState::Loading,
             max_queue: 0,
             open: 0,
+            chores: 0,
             slots: Vec::new(),
             counters: BackendCounters::default(),
         };
@@ -198,6 +208,48 @@ impl Backend for Broker {
     }
 
     fn submit(&self, job: Job) -> Result<JobHandle, Refused> {
+        self.accept(|id, events| Work::new(id, job, events))
+    }
+
+    fn embed(&self, job: EmbedJob) -> Result<JobHandle, Refused> {
+        self.accept(|id, events| Work::embedding(id, job, events))
+    }
+
+    fn slot_action(
+        &self,
+        slot: usize,
+        action: SlotAction,
+    ) -> Result<oneshot::Receiver<Result<SlotReport, SlotFault>>, Refused> {
+        let mut view = self.shared.view();
+        if view.state != BackendState::Ready {
+            return Err(Refused::NotReady(view.state.clone()));
+        }
+        if view.chores >= MAX_CHORES {
+            return Err(Refused::QueueFull(MAX_CHORES));
+        }
+        view.chores += 1;
+        drop(view);
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (chore, answer) = Chore::new(id, slot, action);
+        let _ = self.inbox.send(Message::Slot(chore));
+        Ok(answer)
+    }
+
+    fn slots(&self) -> Vec<SlotView> {
+        self.shared.view().slots.clone()
+    }
+
+    fn counters(&self) -> BackendCounters {
+        self.shared.view().counters.clone()
+    }
+}
+
+impl Broker {
+    /// Queues what `work` makes, if there is room.
+    fn accept(
+        &self,
+        work: impl FnOnce(u64, UnboundedSender<JobEvent>) -> Work,
+    ) -> Result<JobHandle, Refused> {
         let mut view = self.shared.view();
         if view.state != BackendState::Ready {
             return Err(Refused::NotReady(view.state.clone()));
@@ -210,22 +262,12 @@ impl Backend for Broker {
 
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = unbounded_channel();
-        let _ = self
-            .inbox
-            .send(Message::Submit(Box::new(Work::new(id, job, sender))));
+        let _ = self.inbox.send(Message::Submit(Box::new(work(id, sender))));
         let inbox = self.inbox.clone();
         let cancel = CancelOnDrop::new(move || {
             let _ = inbox.send(Message::Cancel(id));
         });
         Ok(JobHandle { id, events, cancel })
-    }
-
-    fn slots(&self) -> Vec<SlotView> {
-        self.shared.view().slots.clone()
-    }
-
-    fn counters(&self) -> BackendCounters {
-        self.shared.view().counters.clone()
     }
 }
 
@@ -233,156 +275,6 @@ fn idle_slot(id: usize) -> SlotView {
     SlotView {
         id,
         ..SlotView::default()
-    }
-}
-
-/// One accepted job, wherever it is.
-struct Work {
-    id: u64,
-    job: Job,
-    /// What the engine has to see: prompt and tokens produced, less what was shifted out.
-    window: Vec<u32>,
-    /// Tokens produced in all.
-    produced: usize,
-    /// Slot it runs in, as told by the engine.
-    slot: Option<usize>,
-    /// Tokens of the prompt in the cache, as reported to the client.
-    processed: Option<usize>,
-    /// When its first prefill was reported, less the milliseconds it had taken by then.
-    prefill_began: Option<Instant>,
-    /// The first token of this engine: when it arrived, and its milliseconds by the engine's clock.
-    first_token: Option<(Instant, f64)>,
-    /// Given to an engine more than once.
-    resumed: bool,
-    shifted: bool,
-    cancelled: bool,
-    strikes: u32,
-    events: UnboundedSender<JobEvent>,
-}
-
-impl Work {
-    fn new(id: u64, job: Job, events: UnboundedSender<JobEvent>) -> Work {
-        Work {
-            id,
-            window: job.prompt.clone(),
-            job,
-            produced: 0,
-            slot: None,
-            processed: None,
-            prefill_began: None,
-            first_token: None,
-            resumed: false,
-            shifted: false,
-            cancelled: false,
-            strikes: 0,
-            events,
-        }
-    }
-
-    fn is_suspect(&self) -> bool {
-        self.strikes >= STRIKES
-    }
-
-    /// Goes to an engine once more.
-    fn resume(&mut self) {
-        self.slot = None;
-        self.first_token = None;
-        self.resumed = true;
-    }
-
-    /// When a token was sampled. Tokens that arrive in one burst were not made in one instant: the engine's clock tells.
-    fn sampled_at(&mut self, ms: f64) -> Instant {
-        let (arrived, first_ms) = *self.first_token.get_or_insert((Instant::now(), ms));
-        let since_first = Duration::try_from_secs_f64((ms - first_ms) / 1e3).unwrap_or_default();
-        arrived.checked_add(since_first).unwrap_or(arrived)
-    }
-
-    fn remaining(&self) -> Option<usize> {
-        self.job
-            .max_tokens
-            .map(|max| (max as usize).saturating_sub(self.produced))
-    }
-
-    /// The end of a job whose last event was lost with the engine.
-    fn finished_already(&self, slot_context: usize) -> Option<Finish> {
-        if self.produced == 0 {
-            return None;
-        }
-        let last = self.window.last()?;
-        if self.job.eog_tokens.contains(last) {
-            Some(Finish::Eos)
-        } else if self.remaining() == Some(0) {
-            Some(Finish::Limit)
-        } else if self.window.len() > slot_context {
-            Some(Finish::ContextFull)
-        } else {
-            None
-        }
-    }
-
-    fn submission(&self, slot_context: usize) -> Submit {
-        let limit = self.remaining().unwrap_or(slot_context + 1);
-        Submit {
-            id: self.id,
-            tokens: self.window.clone(),
-            max_tokens: u32::try_from(limit).unwrap_or(u32::MAX),
-            eog_tokens: self.job.eog_tokens.clone(),
-            cache_prompt: self.job.cache_prompt,
-            slot: self.job.slot,
-            sampling: self.job.sampling.clone(),
-        }
-    }
-
-    /// Drops the middle of the window: the head of `n_keep` and the last half of the rest stay. False when that is
-    /// impossible, or when a job without a limit has filled a whole context with its own tokens.
-    fn shift(&mut self, slot_context: usize) -> bool {
-        if self.job.max_tokens.is_none() && self.produced >= slot_context {
-            return false;
-        }
-        let keep = self.job.n_keep.min(slot_context / 2).min(self.window.len());
-        let discard = (self.window.len() - keep) / 2;
-        if discard == 0 {
-            return false;
-        }
-        self.window.drain(keep..keep + discard);
-        self.shifted = true;
-        true
-    }
-
-    fn send(&self, event: JobEvent) {
-        if !self.cancelled {
-            let _ = self.events.send(event);
-        }
-    }
-
-    fn done(self, finish: Finish) {
-        let shifted = self.shifted;
-        self.send(JobEvent::Done { finish, shifted });
-    }
-
-    /// Prompt progress for the client: the first engine's, and a later one's only where it gets further.
-    fn report_prefill(&mut self, slot: usize, cached: usize, processed: usize, ms: f64) {
-        if self.produced > 0 || self.processed.is_some_and(|seen| processed <= seen) {
-            return;
-        }
-        let began = *self.prefill_began.get_or_insert_with(|| {
-            let now = Instant::now();
-            now.checked_sub(Duration::from_secs_f64(ms.max(0.0) / 1e3))
-                .unwrap_or(now)
-        });
-        let ms = if self.resumed {
-            began.elapsed().as_secs_f64() * 1e3
-        } else {
-            ms
-        };
-        self.processed = Some(processed);
-        self.send(JobEvent::Prefill {
-            slot,
-            total: self.job.prompt.len(),
-            cached,
-            processed,
-            ms,
-        });
     }
 }
 
@@ -416,6 +308,8 @@ struct Supervisor {
     queue: VecDeque<Work>,
     /// Jobs given to the engine, by id.
     active: BTreeMap<u64, Work>,
+    /// Slot actions without an answer.
+    chores: Chores,
 }
 
 impl Supervisor {
@@ -438,6 +332,7 @@ impl Supervisor {
             generations: 0,
             queue: VecDeque::new(),
             active: BTreeMap::new(),
+            chores: Chores::default(),
         }
     }
 
@@ -485,6 +380,7 @@ impl Supervisor {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Submit(work) => self.take(*work),
+            Message::Slot(chore) => self.chores.push(chore),
             Message::Cancel(id) => self.cancel(id),
             Message::Frame(generation, frame) => self.frame(generation, *frame),
             Message::Closed(generation) => {
@@ -507,7 +403,8 @@ impl Supervisor {
         self.watch_progress();
         self.watch_end();
         self.event(Event::Tick);
-        if matches!(self.state.phase, Phase::Draining { .. }) && self.open() == 0 {
+        let is_idle = self.open() == 0 && self.chores.len() == 0;
+        if matches!(self.state.phase, Phase::Draining { .. }) && is_idle {
             self.event(Event::Idle);
         }
         reap_orphans(self.running.as_ref().map(|running| running.engine.pid()));
@@ -734,6 +631,11 @@ impl Supervisor {
 
     /// Gives waiting jobs to a ready engine, as many as it has slots. A suspect runs alone.
     fn dispatch(&mut self) {
+        if let Some(running) = self.running.as_ref().filter(|running| running.ready) {
+            for frame in self.chores.unsent() {
+                let _ = running.frames.send(frame);
+            }
+        }
         while let Some(index) = self.next_job() {
             let Some(work) = self.queue.remove(index) else {
                 return;
@@ -749,8 +651,7 @@ impl Supervisor {
             if self.active.is_empty() {
                 running.progress_at = Instant::now();
             }
-            let submit = work.submission(slot_context);
-            let _ = running.frames.send(ToEngine::Submit(Box::new(submit)));
+            let _ = running.frames.send(work.submission(slot_context));
             self.active.insert(work.id, work);
         }
     }
@@ -823,10 +724,33 @@ impl Supervisor {
         for work in active.into_values().chain(queue) {
             self.finish(work, finish.clone());
         }
+        self.chores.fail("there is no engine");
+        self.count_chores();
+    }
+
+    fn count_chores(&self) {
+        self.shared.view().chores = self.chores.len();
+    }
+
+    /// The engine's answer to a slot action.
+    fn slot_done(&mut self, id: u64, result: Result<SlotReport, SlotFault>) {
+        let Some(chore) = self.chores.take(id) else {
+            return;
+        };
+        if let Some((slot, n_tokens)) = chore.fills(&result) {
+            let mut view = self.shared.view();
+            if let Some(slot) = view.slots.get_mut(slot) {
+                slot.kv_tokens = n_tokens;
+            }
+        }
+        self.count_chores();
+        chore.reply(result);
     }
 
     /// The engine is gone: its jobs wait again, at the head of the queue. True when one was found guilty and failed.
     fn recall_jobs(&mut self, guilty: bool) -> bool {
+        self.chores.engine_ended();
+        self.count_chores();
         let alone = self.active.len() == 1;
         let mut failed = false;
         for (_, mut work) in std::mem::take(&mut self.active).into_iter().rev() {
@@ -911,6 +835,12 @@ impl Supervisor {
                 probs,
                 ms,
             } => self.token(id, token, probs, ms),
+            FromEngine::Embedding { id, vectors } => {
+                if let Some(work) = self.active.get_mut(&id) {
+                    work.vectors.extend(vectors);
+                }
+            }
+            FromEngine::Slot { id, result } => self.slot_done(id, result),
             FromEngine::Done { id, finish } => self.done(id, finish),
             FromEngine::Heartbeat { steps } => {
                 let advanced = steps.saturating_sub(running.steps);
@@ -1046,6 +976,9 @@ fn read_frames(control: UnixStream, generation: u64, inbox: Sender<Message>) -> 
         .spawn(read)?;
     Ok(())
 }
+
+mod chores;
+mod work;
 
 #[cfg(test)]
 mod tests;

@@ -23,6 +23,7 @@ use crate::sampler::{Logits, Want};
 use crate::scheduler::{Command, Scheduler};
 use crate::screening::Screening;
 use crate::selftest;
+use crate::slot_file::Fingerprint;
 use crate::tensors::TensorError;
 use crate::weights::Weights;
 
@@ -121,6 +122,7 @@ pub struct Engine {
     kv: KvCache,
     prefill_batch: usize,
     mlock: bool,
+    fingerprint: Fingerprint,
 }
 
 impl Engine {
@@ -182,12 +184,14 @@ impl Engine {
             decode_workers: config.decode_cpus.len(),
         };
         let pool = Pool::new(&workers(config), config.pin)?;
+        let fingerprint = weights.fingerprint(&facts);
         let screening = Screening::new(&weights.head, config.head, config.slots);
         let mut model = Model::new(&facts, weights, kernel, pool, limits);
         model.set_screening(screening);
         Ok(Engine {
             model,
             mlock: config.mlock,
+            fingerprint,
             facts,
             kernel,
             kv,
@@ -223,6 +227,11 @@ impl Engine {
     /// Both, to compute.
     pub fn parts(&mut self) -> (&mut Model, &mut KvCache) {
         (&mut self.model, &mut self.kv)
+    }
+
+    /// Tells this model's keys and values from those of others.
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
     }
 
     /// Sequences.
@@ -462,7 +471,9 @@ fn read_commands(mut reader: impl Read, commands: &SyncSender<Command>) -> Resul
     while let Some(frame) = read_frame(&mut reader)? {
         let command = match frame {
             ToEngine::Submit(submit) => Command::Submit(submit),
+            ToEngine::Embed(embed) => Command::Embed(embed),
             ToEngine::Cancel { id } => Command::Cancel(id),
+            ToEngine::Slot { id, slot, action } => Command::Slot { id, slot, action },
             ToEngine::Start(_) => {
                 tracing::warn!("a second `start` frame is ignored");
                 continue;

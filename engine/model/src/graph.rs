@@ -269,6 +269,21 @@ impl Model {
         })
     }
 
+    /// The vector of one entry of the last batch behind the output norm; `out: [n_embd]`.
+    ///
+    /// # Panics
+    /// When `out` has another length, or the buffers hold no such entry.
+    pub fn hidden(&self, entry: usize, out: &mut [f32]) {
+        let (kernel, n_embd) = (self.kernel, self.shape.n_embd);
+        let row = &self.buffers.x[entry * n_embd..(entry + 1) * n_embd];
+        kernel.rms_norm(row, &self.weights.output_norm, self.shape.eps, out);
+    }
+
+    /// Values of the residual stream.
+    pub fn n_embd(&self) -> usize {
+        self.shape.n_embd
+    }
+
     /// Computes; returns the number of entries that want logits. Those without a want in `wants` want all.
     fn run(
         &mut self,

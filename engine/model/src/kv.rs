@@ -103,6 +103,15 @@ impl KvShape {
         self.context * self.head_dim
     }
 
+    /// Bytes of the keys and values of one head and `n_pos` positions.
+    pub fn head_bytes(&self, n_pos: usize) -> usize {
+        let element = match self.kv_type {
+            KvType::F16 => 2,
+            KvType::F32 => 4,
+        };
+        2 * n_pos * self.head_dim * element
+    }
+
     /// Bytes of the whole cache.
     pub fn bytes(&self) -> u128 {
         let element = match self.kv_type {
@@ -196,6 +205,28 @@ impl KvCache {
         }
     }
 
+    /// Puts the bytes of [`HeadCells::write_to`] into the first `n_pos` positions of a head.
+    ///
+    /// # Panics
+    /// When there are not [`KvShape::head_bytes`] of them.
+    pub fn fill_head(
+        &mut self,
+        layer: usize,
+        slot: usize,
+        head: usize,
+        n_pos: usize,
+        bytes: &[u8],
+    ) {
+        assert_eq!(bytes.len(), self.shape.head_bytes(n_pos), "bytes of a head");
+        let (head_len, n) = (self.shape.head_len(), n_pos * self.shape.head_dim);
+        let start = (layer * self.shape.n_head_kv + head) * head_len;
+        let cells = &mut self.slots[slot].cells;
+        let mut heads = cells.heads_mut(start..start + head_len, head_len);
+        if let Some(mut cells) = heads.next() {
+            cells.read_from(n, bytes);
+        }
+    }
+
     /// All heads of a layer, slot by slot, each to be written by whoever gets it.
     pub fn layer_mut(&mut self, layer: usize) -> impl Iterator<Item = HeadWriter<'_>> + Send {
         let head_len = self.shape.head_len();
@@ -206,6 +237,44 @@ impl KvCache {
             let heads = it.cells.heads_mut(range.clone(), head_len).enumerate();
             heads.map(move |(head, cells)| HeadWriter { slot, head, cells })
         })
+    }
+}
+
+impl HeadCells<'_> {
+    /// Appends keys, then values, little-endian.
+    pub fn write_to(&self, bytes: &mut Vec<u8>) {
+        match self {
+            HeadCells::F16 { keys, values } => {
+                let halves = keys.iter().chain(*values);
+                bytes.extend(halves.flat_map(|half| half.to_le_bytes()));
+            }
+            HeadCells::F32 { keys, values } => {
+                let words = keys.iter().chain(*values);
+                bytes.extend(words.flat_map(|word| word.to_le_bytes()));
+            }
+        }
+    }
+}
+
+impl HeadCellsMut<'_> {
+    /// Takes what [`HeadCells::write_to`] gave for `n` cells of keys and of values.
+    fn read_from(&mut self, n: usize, bytes: &[u8]) {
+        match self {
+            HeadCellsMut::F16 { keys, values } => {
+                let cells = keys[..n].iter_mut().chain(&mut values[..n]);
+                let halves = bytes.as_chunks::<2>().0.iter();
+                cells
+                    .zip(halves)
+                    .for_each(|(cell, half)| *cell = u16::from_le_bytes(*half));
+            }
+            HeadCellsMut::F32 { keys, values } => {
+                let cells = keys[..n].iter_mut().chain(&mut values[..n]);
+                let words = bytes.as_chunks::<4>().0.iter();
+                cells
+                    .zip(words)
+                    .for_each(|(cell, word)| *cell = f32::from_le_bytes(*word));
+            }
+        }
     }
 }
 

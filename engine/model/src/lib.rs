@@ -1,5 +1,6 @@
 //! A BitNet b1.58 engine: GGUF file in, tokens out. Threads and files, no sockets, no async.
 
+pub mod chores;
 pub mod engine;
 pub mod facts;
 pub mod gguf;
@@ -7,11 +8,13 @@ pub mod graph;
 pub mod kv;
 pub mod os;
 pub mod pool;
+pub mod pooling;
 pub mod protocol;
 pub mod sampler;
 pub mod scheduler;
 pub mod screening;
 pub mod selftest;
+pub mod slot_file;
 pub mod synth;
 pub mod tensors;
 pub mod tokenizer;

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Longest frame either side accepts, in bytes.
 pub const MAX_FRAME_BYTES: usize = 64 << 20;
+/// Most numbers in one `FromEngine::Embedding`; at 17 characters each they are far from filling a frame.
+pub const EMBEDDING_PART_VALUES: usize = 1 << 20;
 
 /// Where the weights come from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,6 +211,66 @@ pub struct Submit {
     pub sampling: SamplingParams,
 }
 
+/// How the vectors of a text's tokens become its embedding; numbers as in GGUF's `pooling_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// 0: one vector per token.
+    None,
+    /// 1: their mean.
+    Mean,
+    /// 2: the first token's.
+    Cls,
+    /// 3: the last token's.
+    Last,
+}
+
+/// One text to embed. Vectors come behind the last norm, as they are: scaling them to a length is the server's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Embed {
+    /// Chosen by the server, unique among generations and embeddings.
+    pub id: u64,
+    /// Never empty; all are evaluated, whatever the cache holds.
+    pub tokens: Vec<u32>,
+    /// `None`: as the model's file says, the last token where it doesn't.
+    pub pooling: Option<Pooling>,
+    /// Slot to use, if that one is wanted.
+    pub slot: Option<usize>,
+}
+
+/// Work on the cache of one slot; it waits until the slot is idle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotAction {
+    /// Writes the slot's tokens, keys and values to this file, which is replaced when all is written.
+    Save(PathBuf),
+    /// Replaces the slot's content with a file's.
+    Restore(PathBuf),
+    /// Forgets the slot's content.
+    Erase,
+}
+
+/// What became of a [`SlotAction`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SlotReport {
+    /// Tokens saved, restored or erased.
+    pub n_tokens: usize,
+    /// Length of the file; 0 for `Erase`.
+    pub n_bytes: u64,
+    /// Milliseconds of work, waiting for the slot not counted.
+    pub ms: f64,
+}
+
+/// Why a [`SlotAction`] was not done; the slot's file is as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotFault {
+    /// The client's mistake: no such slot, no such file, a file that is damaged or belongs to another model.
+    Refused(String),
+    /// Ours: no space, no permission, an engine that ended.
+    Failed(String),
+}
+
 /// Server to engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -217,10 +279,21 @@ pub enum ToEngine {
     Start(Box<EngineConfig>),
     /// Begin a generation; answered by events with its id.
     Submit(Box<Submit>),
-    /// Forget a generation; answered by `Done` with `Finish::Cancelled` unless it ended before.
+    /// Embed a text; answered by `Prefill`s, `Embedding`s and `Done` with its id.
+    Embed(Box<Embed>),
+    /// Forget a generation or an embedding; answered by `Done` with `Finish::Cancelled` unless it ended before.
     Cancel {
-        /// The generation.
+        /// Which one.
         id: u64,
+    },
+    /// Save, restore or erase a slot; answered by `Slot`.
+    Slot {
+        /// Chosen by the server, unique among slot actions.
+        id: u64,
+        /// Slot number.
+        slot: usize,
+        /// What to do.
+        action: SlotAction,
     },
 }
 
@@ -268,9 +341,24 @@ pub enum FromEngine {
         /// Milliseconds since the first prefill step of this generation began.
         ms: f64,
     },
-    /// Last event of a generation.
+    /// Vectors of an embedding, `[n_embd]` each: one, or with `Pooling::None` all, in parts of at most
+    /// [`EMBEDDING_PART_VALUES`], first token first.
+    Embedding {
+        /// The embedding.
+        id: u64,
+        /// Finite numbers.
+        vectors: Vec<Vec<f32>>,
+    },
+    /// The answer to `ToEngine::Slot`.
+    Slot {
+        /// Of the action.
+        id: u64,
+        /// What was done.
+        result: Result<SlotReport, SlotFault>,
+    },
+    /// Last event of a generation or an embedding.
     Done {
-        /// The generation.
+        /// Which one.
         id: u64,
         /// Why it ended.
         finish: Finish,

@@ -6,12 +6,17 @@
 //! cut never changes what comes out (see `graph`).
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
+use crate::chores::Chores;
 use crate::engine::Engine;
-use crate::graph::Entry;
-use crate::protocol::{Finish, FromEngine, Submit};
+use crate::graph::{Entry, Model};
+use crate::pooling::Pooler;
+use crate::protocol::{
+    EMBEDDING_PART_VALUES, Embed, Finish, FromEngine, Pooling, SamplingParams, SlotAction, Submit,
+};
 use crate::sampler::{Logits, Sampler, Want};
 
 /// How long a step with prompt tokens should take when nobody generates.
@@ -27,6 +32,10 @@ const WORTH_REUSING: f64 = 0.1;
 pub const PREPARE_IDLE: Duration = Duration::from_millis(10);
 /// The same behind each step while others wait for tokens.
 pub const PREPARE_BUSY: Duration = Duration::from_millis(5);
+/// Work on saved slots between two looks at the commands.
+const CHORES_ALONE: Duration = Duration::from_millis(50);
+/// The same before each step while others wait for tokens.
+const CHORES_SHARED: Duration = Duration::from_millis(20);
 /// Fewest prompt tokens in a step, however slow the machine is.
 const SMALLEST_CHUNK: usize = 8;
 
@@ -35,15 +44,29 @@ const SMALLEST_CHUNK: usize = 8;
 pub enum Command {
     /// Begin a generation.
     Submit(Box<Submit>),
-    /// Forget one.
+    /// Embed a text.
+    Embed(Box<Embed>),
+    /// Forget a generation or an embedding.
     Cancel(u64),
+    /// Save, restore or erase a slot.
+    Slot {
+        /// For the answer.
+        id: u64,
+        /// Which slot.
+        slot: usize,
+        /// What to do.
+        action: SlotAction,
+    },
 }
 
 /// Slots, waiting jobs, and where events go.
 pub struct Scheduler<S> {
     engine: Engine,
     slots: Vec<Slot>,
-    waiting: VecDeque<Submit>,
+    waiting: VecDeque<Waiting>,
+    chores: Chores,
+    /// `[n_embd]` the vector of a token to embed.
+    hidden: Vec<f32>,
     batch: Vec<Entry>,
     /// Prompt tokens left and slot of each unfinished prompt.
     order: Vec<(usize, usize)>,
@@ -64,9 +87,17 @@ struct Slot {
     last_used: u64,
 }
 
-/// A generation in its slot.
+/// A job without a slot.
+struct Waiting {
+    submit: Submit,
+    /// For a text to embed.
+    pooling: Option<Pooling>,
+}
+
+/// A generation in its slot, or a text to embed: then nothing is generated.
 struct Job {
     submit: Submit,
+    pooler: Option<Pooler>,
     /// Tokens of the prompt; those in `submit.tokens` behind them were sampled here.
     n_prompt: usize,
     sampler: Sampler,
@@ -91,6 +122,8 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             },
             batch: Vec::with_capacity(engine.model().limits().batch),
             order: Vec::with_capacity(slots.len()),
+            hidden: vec![0.0; engine.model().n_embd()],
+            chores: Chores::default(),
             engine,
             slots,
             waiting: VecDeque::new(),
@@ -142,14 +175,21 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
     /// Takes a command; what it starts runs in the next [`Scheduler::step`].
     pub fn handle(&mut self, command: Command) {
         match command {
-            Command::Submit(submit) => self.submit(*submit),
+            Command::Submit(submit) => self.submit(*submit, None),
+            Command::Embed(embed) => {
+                let pooling = embed.pooling.unwrap_or(Pooling::Last);
+                self.submit(evaluation(*embed), Some(pooling));
+            }
             Command::Cancel(id) => self.cancel(id),
+            Command::Slot { id, slot, action } => self.chores.push(id, slot, action),
         }
     }
 
     /// True while a step would do something.
     pub fn has_work(&self) -> bool {
-        !self.waiting.is_empty() || self.slots.iter().any(|slot| slot.job.is_some())
+        !self.waiting.is_empty()
+            || !self.chores.is_empty()
+            || self.slots.iter().any(|slot| slot.job.is_some())
     }
 
     /// True while a job runs in the slot.
@@ -157,9 +197,9 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         self.slots[slot].job.is_some()
     }
 
-    fn submit(&mut self, submit: Submit) {
+    fn submit(&mut self, submit: Submit, pooling: Option<Pooling>) {
         match self.check(&submit) {
-            Ok(()) => self.waiting.push_back(submit),
+            Ok(()) => self.waiting.push_back(Waiting { submit, pooling }),
             Err(finish) => (self.send)(FromEngine::Done {
                 id: submit.id,
                 finish,
@@ -176,7 +216,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             .find(|&&token| token as usize >= n_vocab);
         let is_known = |id| {
             self.jobs().any(|job: &Job| job.submit.id == id)
-                || self.waiting.iter().any(|it| it.id == id)
+                || self.waiting.iter().any(|it| it.submit.id == id)
         };
         let error = if n_tokens == 0 {
             "the prompt has no tokens".to_owned()
@@ -202,7 +242,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
 
     fn cancel(&mut self, id: u64) {
         let is_it = |slot: &Slot| slot.job.as_ref().is_some_and(|job| job.submit.id == id);
-        if let Some(place) = self.waiting.iter().position(|submit| submit.id == id) {
+        if let Some(place) = self.waiting.iter().position(|it| it.submit.id == id) {
             self.waiting.remove(place);
         } else if let Some(slot) = self.slots.iter_mut().find(|slot| is_it(slot)) {
             slot.job = None;
@@ -222,6 +262,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
     /// Starts what can start, then one forward pass and its tokens.
     pub fn step(&mut self) {
         self.start_waiting();
+        self.do_chores();
         self.batch.clear();
         self.add_generating();
         let n_generating = self.batch.len();
@@ -236,28 +277,61 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         self.engine.prepare(PREPARE_BUSY);
     }
 
+    fn do_chores(&mut self) {
+        if self.chores.is_empty() {
+            return;
+        }
+        let time = match self.jobs().next() {
+            Some(_) => CHORES_SHARED,
+            None => CHORES_ALONE,
+        };
+        let Scheduler {
+            engine,
+            slots,
+            send,
+            ..
+        } = self;
+        let fingerprint = *engine.fingerprint();
+        let is_idle = |slot: usize| slots.get(slot).is_none_or(|slot| slot.job.is_none());
+        let kv = engine.kv_mut();
+        self.chores.work(time, kv, &fingerprint, is_idle, send);
+        self.beat();
+    }
+
+    /// Tells the server that work goes on, if it was not told for a while.
+    fn beat(&mut self) {
+        if self.last_beat.elapsed() >= HEARTBEAT {
+            self.last_beat = Instant::now();
+            (self.send)(FromEngine::Heartbeat { steps: self.steps });
+        }
+    }
+
     fn start_waiting(&mut self) {
         let mut place = 0;
         while place < self.waiting.len() {
-            match self.choose_slot(&self.waiting[place]) {
+            match self.choose_slot(&self.waiting[place].submit) {
                 Some(slot) => {
-                    let submit = self
+                    let waiting = self
                         .waiting
                         .remove(place)
                         .expect("the place is inside the queue");
-                    self.start(slot, submit);
+                    self.start(slot, waiting);
                 }
                 None => place += 1,
             }
         }
     }
 
+    fn is_free(&self, slot: usize) -> bool {
+        self.slots[slot].job.is_none() && !self.chores.claims(slot)
+    }
+
     /// The slot asked for; else the idle one that holds most of the prompt; else the idle one unused for longest.
     fn choose_slot(&self, submit: &Submit) -> Option<usize> {
         if let Some(slot) = submit.slot {
-            return self.slots[slot].job.is_none().then_some(slot);
+            return self.is_free(slot).then_some(slot);
         }
-        let idle = || (0..self.slots.len()).filter(|&slot| self.slots[slot].job.is_none());
+        let idle = || (0..self.slots.len()).filter(|&slot| self.is_free(slot));
         let oldest = || idle().min_by_key(|&slot| self.slots[slot].last_used);
         if !submit.cache_prompt {
             return oldest();
@@ -272,7 +346,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         }
     }
 
-    fn start(&mut self, slot: usize, submit: Submit) {
+    fn start(&mut self, slot: usize, Waiting { submit, pooling }: Waiting) {
         let reusable = match submit.cache_prompt {
             true => self.engine.kv().common_prefix(slot, &submit.tokens),
             false => 0,
@@ -293,6 +367,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         self.slots[slot].job = Some(Job {
             n_prompt: submit.tokens.len(),
             sampler: Sampler::new(submit.sampling.clone(), submit.eog_tokens.clone()),
+            pooler: pooling.map(|pooling| Pooler::new(pooling, submit.tokens.len())),
             cached,
             prefill_began: None,
             submit,
@@ -360,6 +435,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             batch,
             steps,
             last_beat,
+            hidden,
             send,
             ..
         } = self;
@@ -372,17 +448,30 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             }
         });
         *steps += 1;
+        let mut n_before = 0;
         for run in batch.chunk_by(|a, b| a.slot == b.slot) {
+            let entries = n_before..n_before + run.len();
+            n_before = entries.end;
             let Slot { job, .. } = &mut slots[run[0].slot];
             if let Some(unfinished) = job
                 && !unfinished.is_generating()
             {
                 let processed = kv.tokens(run[0].slot).len();
                 send(unfinished.progress(run[0].slot, processed));
-                if processed == unfinished.n_prompt && unfinished.submit.max_tokens == 0 {
+                let id = unfinished.submit.id;
+                let mut is_embedded = Ok(());
+                if let Some(pooler) = &mut unfinished.pooler {
+                    let is_last = processed == unfinished.n_prompt;
+                    is_embedded = embed(id, pooler, model, entries, is_last, hidden, send);
+                }
+                if let Err(finish) = is_embedded {
+                    kv.truncate(run[0].slot, 0);
+                    send(FromEngine::Done { id, finish });
+                    *job = None;
+                } else if processed == unfinished.n_prompt && unfinished.submit.max_tokens == 0 {
                     send(FromEngine::Heartbeat { steps: *steps });
                     send(FromEngine::Done {
-                        id: unfinished.submit.id,
+                        id,
                         finish: Finish::Limit,
                     });
                     *job = None;
@@ -410,6 +499,52 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             }
         }
     }
+}
+
+/// A text to embed as a generation of no tokens. All of it is evaluated: the cache keeps no vectors.
+fn evaluation(embed: Embed) -> Submit {
+    Submit {
+        id: embed.id,
+        tokens: embed.tokens,
+        max_tokens: 0,
+        eog_tokens: Vec::new(),
+        cache_prompt: false,
+        slot: embed.slot,
+        sampling: SamplingParams::default(),
+    }
+}
+
+/// Takes the vectors of some entries of the last batch, and sends what is ready.
+fn embed(
+    id: u64,
+    pooler: &mut Pooler,
+    model: &Model,
+    entries: Range<usize>,
+    is_last: bool,
+    hidden: &mut [f32],
+    send: &mut impl FnMut(FromEngine),
+) -> Result<(), Finish> {
+    for entry in entries {
+        if !pooler.needs_next() {
+            pooler.skip();
+            continue;
+        }
+        model.hidden(entry, hidden);
+        if !hidden.iter().all(|x| x.is_finite()) {
+            let reason = "the model's vectors are not numbers";
+            return Err(Finish::Error(reason.to_owned()));
+        }
+        pooler.take(hidden);
+        if pooler.n_waiting() + hidden.len() > EMBEDDING_PART_VALUES {
+            let vectors = pooler.pooled();
+            send(FromEngine::Embedding { id, vectors });
+        }
+    }
+    let vectors = if is_last { pooler.pooled() } else { Vec::new() };
+    if !vectors.is_empty() {
+        send(FromEngine::Embedding { id, vectors });
+    }
+    Ok(())
 }
 
 /// What the sampler of each entry that wants logits needs, in the order of the batch. A slot has one such entry at most.

@@ -5,8 +5,11 @@
 
 use std::time::Instant;
 
-use bitnet_model::protocol::{Finish, SamplingParams, TokenProbs};
+use bitnet_model::protocol::{
+    Finish, Pooling, SamplingParams, SlotAction, SlotFault, SlotReport, TokenProbs,
+};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
 
 /// Whether requests can be served now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +43,18 @@ pub struct Job {
     pub sampling: SamplingParams,
 }
 
-/// What happens to a job, in order: `Prefill`+, `Token`*, `Done`.
+/// A text to embed.
+#[derive(Debug, Clone)]
+pub struct EmbedJob {
+    /// Token ids, never empty, at most the slot's context.
+    pub tokens: Vec<u32>,
+    /// `None`: the model's own.
+    pub pooling: Option<Pooling>,
+    /// Slot asked for by the client.
+    pub slot: Option<usize>,
+}
+
+/// What happens to a job, in order: `Prefill`+, `Token`*, `Done`; to an embedding: `Prefill`+, `Embedding`, `Done`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobEvent {
     /// Prompt progress; the first has `processed == cached`. After an engine restart these do not repeat.
@@ -64,6 +78,12 @@ pub enum JobEvent {
         probs: Option<TokenProbs>,
         /// When it was sampled.
         at: Instant,
+    },
+    /// The vectors of a text, `[n_embd]` each, finite and not scaled (see `bitnet_model::pooling::normalize`): one, or
+    /// with `Pooling::None` one per token. `Done` with `Finish::Limit` follows.
+    Embedding {
+        /// At least one.
+        vectors: Vec<Vec<f32>>,
     },
     /// The end; the channel closes after it.
     Done {
@@ -160,6 +180,21 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// [`Refused`] says why it was not taken.
     fn submit(&self, job: Job) -> Result<JobHandle, Refused>;
+    /// Queues a text to embed, among the jobs. Its `Done` has `Finish::Error` when the vectors are not numbers.
+    ///
+    /// # Errors
+    /// [`Refused`] says why it was not taken.
+    fn embed(&self, job: EmbedJob) -> Result<JobHandle, Refused>;
+    /// Saves, restores or erases a slot as soon as it is idle. The receiver gets the answer, or is closed when the
+    /// server ends; dropping it does not undo the work. An engine's restart fails what is to be saved and repeats the rest.
+    ///
+    /// # Errors
+    /// [`Refused::NotReady`]; [`Refused::QueueFull`] when too many actions wait.
+    fn slot_action(
+        &self,
+        slot: usize,
+        action: SlotAction,
+    ) -> Result<oneshot::Receiver<Result<SlotReport, SlotFault>>, Refused>;
     /// A snapshot of all slots.
     fn slots(&self) -> Vec<SlotView>;
     /// A snapshot of the counters.

@@ -162,6 +162,8 @@ impl Choice {
                 self.clock(at, app);
                 Ok(self.on_token(token, probs))
             }
+            // A generation has none.
+            JobEvent::Embedding { .. } => Ok(Vec::new()),
             JobEvent::Done { finish, shifted } => Ok(vec![self.on_done(finish, shifted)?]),
         }
     }

@@ -3,7 +3,9 @@
 
 use super::*;
 use crate::supervise::child::{Exit, ExitKind};
-use bitnet_model::protocol::{HeadMode, KvType, ModelSource, Overrides, SamplingParams};
+use bitnet_model::protocol::{
+    Embed, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplingParams, Submit,
+};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
@@ -23,6 +25,10 @@ enum Fault {
     HangAfter(usize),
     /// Says that the model is bad.
     Refuse,
+    /// Dies between the first and the second part of an embedding.
+    DieInEmbedding,
+    /// Dies when it is asked to save, restore or erase.
+    DieOnSlot,
 }
 
 /// Starts scripted engines: the first with the first faults, and so on; engines without script are well.
@@ -51,6 +57,7 @@ impl Spawn for Script {
             faults,
             killed: Arc::clone(&killed),
             jobs: BTreeMap::new(),
+            embeds: VecDeque::new(),
             produced: 0,
             steps: 0,
         };
@@ -91,6 +98,7 @@ struct Mind {
     faults: Vec<Fault>,
     killed: Arc<AtomicBool>,
     jobs: BTreeMap<u64, (Submit, u32, usize)>,
+    embeds: VecDeque<Embed>,
     produced: usize,
     steps: u64,
 }
@@ -161,6 +169,33 @@ impl Mind {
                 }
                 self.jobs.insert(id, (*submit, 0, slot));
             }
+            ToEngine::Embed(embed) => {
+                let (id, total) = (embed.id, embed.tokens.len());
+                self.say(&FromEngine::Prefill {
+                    id,
+                    slot: 0,
+                    total,
+                    cached: 0,
+                    processed: 0,
+                    ms: 0.0,
+                });
+                self.embeds.push_back(*embed);
+            }
+            ToEngine::Slot { .. } if self.faults.contains(&Fault::DieOnSlot) => {
+                return Some(ExitKind::Signal(9));
+            }
+            ToEngine::Slot { id, slot, .. } => {
+                let report = SlotReport {
+                    n_tokens: 30 + slot,
+                    n_bytes: 7,
+                    ms: 1.0,
+                };
+                let result = match slot {
+                    0 | 1 => Ok(report),
+                    _ => Err(SlotFault::Refused("no such slot".into())),
+                };
+                self.say(&FromEngine::Slot { id, result });
+            }
             ToEngine::Cancel { id } => {
                 if self.jobs.remove(&id).is_some() {
                     let finish = Finish::Cancelled;
@@ -180,6 +215,9 @@ impl Mind {
                 Fault::HangAfter(n) if self.produced >= n => return None,
                 _ => {}
             }
+        }
+        if let Some(embed) = self.embeds.pop_front() {
+            return self.embed(&embed);
         }
         let next = self.jobs.iter().min_by_key(|(id, job)| (job.1, **id));
         let id = *next?.0;
@@ -212,6 +250,25 @@ impl Mind {
             self.jobs.remove(&id);
             self.say(&FromEngine::Done { id, finish });
         }
+        None
+    }
+}
+
+impl Mind {
+    /// Two parts: the first token as a vector, then the last.
+    fn embed(&mut self, embed: &Embed) -> Option<ExitKind> {
+        let id = embed.id;
+        let part = |token: u32| FromEngine::Embedding {
+            id,
+            vectors: vec![vec![token as f32, 0.5]],
+        };
+        self.say(&part(embed.tokens[0]));
+        if self.faults.contains(&Fault::DieInEmbedding) {
+            return Some(ExitKind::Signal(9));
+        }
+        self.say(&part(*embed.tokens.last().unwrap()));
+        let finish = Finish::Limit;
+        self.say(&FromEngine::Done { id, finish });
         None
     }
 }
@@ -341,6 +398,7 @@ fn listen(mut handle: JobHandle) -> Told {
                 prefill.push(processed);
             }
             JobEvent::Token { token, .. } => tokens.push(token),
+            JobEvent::Embedding { .. } => panic!("a generation has no vectors"),
             JobEvent::Done { finish, shifted } => {
                 assert!(handle.events.blocking_recv().is_none());
                 return Told {
@@ -570,6 +628,80 @@ fn draining_has_a_deadline() {
     let told = listen(handle);
     assert_eq!(told.finish, Finish::Cancelled);
     wait_for(|| bench.notices.try_recv() == Ok(Notice::Stopped));
+}
+
+#[test]
+fn embeddings_outlive_engines_and_come_whole() {
+    let faults = vec![vec![Fault::DieInEmbedding], vec![Fault::DieOn(0)]];
+    let mut bench = bench(faults, vec![], |_| {});
+    bench.ready();
+    let job = EmbedJob {
+        tokens: vec![7, 8, 9],
+        pooling: Some(Pooling::None),
+        slot: None,
+    };
+    let mut handle = bench.broker.embed(job).unwrap();
+    let mut events = Vec::new();
+    while let Some(event) = handle.events.blocking_recv() {
+        events.push(event);
+    }
+    let [JobEvent::Prefill { total: 3, .. }, rest @ ..] = &events[..] else {
+        panic!("{events:?}");
+    };
+    let vectors = vec![vec![7.0, 0.5], vec![9.0, 0.5]];
+    let (finish, shifted) = (Finish::Limit, false);
+    let wanted = [
+        JobEvent::Embedding { vectors },
+        JobEvent::Done { finish, shifted },
+    ];
+    assert_eq!(rest, wanted);
+    assert_eq!(bench.broker.counters().engine_restarts, 1);
+}
+
+#[test]
+fn slot_actions_are_answered_and_outlive_engines_but_for_what_is_lost() {
+    let mut bench = bench(vec![vec![Fault::DieOnSlot]], vec![], |_| {});
+    bench.ready();
+    let ask = |slot, action| bench.broker.slot_action(slot, action).unwrap();
+    let answer = |answer: oneshot::Receiver<_>| answer.blocking_recv().unwrap();
+    let file = || "x".into();
+    let lost = ask(0, SlotAction::Save(file()));
+    let restored = ask(1, SlotAction::Restore(file()));
+    let fault = answer(lost).unwrap_err();
+    assert!(matches!(fault, SlotFault::Failed(reason) if reason.contains("before the slot")));
+    assert_eq!(answer(restored).unwrap().n_tokens, 31);
+    assert_eq!(bench.broker.slots()[1].kv_tokens, 31);
+    assert_eq!(answer(ask(0, SlotAction::Save(file()))).unwrap().n_bytes, 7);
+    answer(ask(1, SlotAction::Erase)).unwrap();
+    assert_eq!(bench.broker.slots()[1].kv_tokens, 0);
+    let fault = answer(ask(2, SlotAction::Erase)).unwrap_err();
+    assert_eq!(fault, SlotFault::Refused("no such slot".into()));
+}
+
+#[test]
+fn slot_actions_are_bounded_and_end_with_the_engine() {
+    let mut bench = bench(vec![], vec![Fault::DieOnSlot], |_| {});
+    bench.ready();
+    let mut answers = Vec::new();
+    let refused = loop {
+        match bench.broker.slot_action(0, SlotAction::Erase) {
+            Ok(answer) => answers.push(answer),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(answers.len() >= MAX_CHORES);
+    assert!(
+        matches!(
+            &refused,
+            Refused::QueueFull(MAX_CHORES) | Refused::NotReady(_)
+        ),
+        "{refused:?}"
+    );
+    for answer in answers {
+        let fault = answer.blocking_recv().unwrap().unwrap_err();
+        assert_eq!(fault, SlotFault::Failed("there is no engine".into()));
+    }
+    assert!(matches!(bench.broker.state(), BackendState::Failed(_)));
 }
 
 #[test]

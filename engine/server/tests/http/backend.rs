@@ -5,12 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bitnet_model::protocol::{Finish, TokenProbs};
+use bitnet_model::protocol::{
+    Finish, Pooling, SamplingParams, SlotAction, SlotFault, SlotReport, TokenProbs,
+};
 use bitnet_server::backend::{
-    Backend, BackendCounters, BackendState, CancelOnDrop, Job, JobEvent, JobHandle, Refused,
-    SlotView,
+    Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, Job, JobEvent, JobHandle,
+    Refused, SlotView,
 };
 use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::oneshot;
 
 /// What every job answers.
 #[derive(Debug, Clone)]
@@ -22,6 +25,10 @@ pub(crate) struct Script {
     pub(crate) cached: usize,
     pub(crate) prefill: Duration,
     pub(crate) per_token: Duration,
+    /// The vector of each token of a text to embed is this, with the token added to its first number.
+    pub(crate) vector: Vec<f32>,
+    /// The answer to every slot action.
+    pub(crate) slot: Result<SlotReport, SlotFault>,
 }
 
 impl Default for Script {
@@ -32,6 +39,12 @@ impl Default for Script {
             cached: 0,
             prefill: Duration::ZERO,
             per_token: Duration::ZERO,
+            vector: vec![3.0, 4.0],
+            slot: Ok(SlotReport {
+                n_tokens: 5,
+                n_bytes: 1234,
+                ms: 2.5,
+            }),
         }
     }
 }
@@ -41,6 +54,10 @@ pub(crate) struct ScriptedBackend {
     pub(crate) state: Mutex<BackendState>,
     /// Jobs as they came.
     pub(crate) jobs: Mutex<Vec<Job>>,
+    /// Texts to embed, as they came.
+    pub(crate) embeds: Mutex<Vec<EmbedJob>>,
+    /// Slot actions, as they came.
+    pub(crate) actions: Mutex<Vec<(usize, SlotAction)>>,
     pub(crate) cancelled: Arc<AtomicUsize>,
     /// Refuse further jobs while this many run.
     pub(crate) queue: usize,
@@ -56,6 +73,8 @@ impl ScriptedBackend {
             script: Mutex::new(Script::default()),
             state: Mutex::new(BackendState::Ready),
             jobs: Mutex::new(Vec::new()),
+            embeds: Mutex::new(Vec::new()),
+            actions: Mutex::new(Vec::new()),
             cancelled: Arc::new(AtomicUsize::new(0)),
             queue,
             slots,
@@ -85,43 +104,37 @@ impl Backend for ScriptedBackend {
     }
 
     fn submit(&self, job: Job) -> Result<JobHandle, Refused> {
+        self.play(job, None)
+    }
+
+    fn embed(&self, job: EmbedJob) -> Result<JobHandle, Refused> {
+        let pooling = job.pooling.unwrap_or(Pooling::Last);
+        let evaluation = Job {
+            prompt: job.tokens.clone(),
+            max_tokens: Some(0),
+            eog_tokens: Vec::new(),
+            cache_prompt: false,
+            slot: job.slot,
+            n_keep: 0,
+            sampling: SamplingParams::default(),
+        };
+        let handle = self.play(evaluation, Some(pooling))?;
+        self.embeds.lock().unwrap().push(job);
+        Ok(handle)
+    }
+
+    fn slot_action(
+        &self,
+        slot: usize,
+        action: SlotAction,
+    ) -> Result<oneshot::Receiver<Result<SlotReport, SlotFault>>, Refused> {
         if self.state() != BackendState::Ready {
             return Err(Refused::NotReady(self.state()));
         }
-        if self.running() >= self.queue {
-            return Err(Refused::QueueFull(self.queue));
-        }
-        self.jobs.lock().unwrap().push(job.clone());
-        self.running.fetch_add(1, Ordering::SeqCst);
-        let (sender, events) = mpsc::unbounded_channel();
-        let stop = Arc::new(AtomicBool::new(false));
-        let play = Play {
-            script: self.script.lock().unwrap().clone(),
-            job,
-            sender,
-            stop: Arc::clone(&stop),
-            steps: Arc::clone(&self.steps),
-        };
-        let running = Arc::clone(&self.running);
-        let ended = Arc::new(AtomicBool::new(false));
-        let has_ended = Arc::clone(&ended);
-        thread::spawn(move || {
-            play.run();
-            has_ended.store(true, Ordering::SeqCst);
-            running.fetch_sub(1, Ordering::SeqCst);
-        });
-        let cancelled = Arc::clone(&self.cancelled);
-        let cancel = CancelOnDrop::new(move || {
-            if !ended.load(Ordering::SeqCst) {
-                cancelled.fetch_add(1, Ordering::SeqCst);
-            }
-            stop.store(true, Ordering::SeqCst);
-        });
-        Ok(JobHandle {
-            id: self.next_id.fetch_add(1, Ordering::SeqCst),
-            events,
-            cancel,
-        })
+        self.actions.lock().unwrap().push((slot, action));
+        let (answer, receiver) = oneshot::channel();
+        let _ = answer.send(self.script.lock().unwrap().slot.clone());
+        Ok(receiver)
     }
 
     fn slots(&self) -> Vec<SlotView> {
@@ -147,9 +160,55 @@ impl Backend for ScriptedBackend {
     }
 }
 
+impl ScriptedBackend {
+    fn play(&self, job: Job, embed: Option<Pooling>) -> Result<JobHandle, Refused> {
+        if self.state() != BackendState::Ready {
+            return Err(Refused::NotReady(self.state()));
+        }
+        if self.running() >= self.queue {
+            return Err(Refused::QueueFull(self.queue));
+        }
+        if embed.is_none() {
+            self.jobs.lock().unwrap().push(job.clone());
+        }
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let (sender, events) = mpsc::unbounded_channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let play = Play {
+            script: self.script.lock().unwrap().clone(),
+            job,
+            embed,
+            sender,
+            stop: Arc::clone(&stop),
+            steps: Arc::clone(&self.steps),
+        };
+        let running = Arc::clone(&self.running);
+        let ended = Arc::new(AtomicBool::new(false));
+        let has_ended = Arc::clone(&ended);
+        thread::spawn(move || {
+            play.run();
+            has_ended.store(true, Ordering::SeqCst);
+            running.fetch_sub(1, Ordering::SeqCst);
+        });
+        let cancelled = Arc::clone(&self.cancelled);
+        let cancel = CancelOnDrop::new(move || {
+            if !ended.load(Ordering::SeqCst) {
+                cancelled.fetch_add(1, Ordering::SeqCst);
+            }
+            stop.store(true, Ordering::SeqCst);
+        });
+        Ok(JobHandle {
+            id: self.next_id.fetch_add(1, Ordering::SeqCst),
+            events,
+            cancel,
+        })
+    }
+}
+
 struct Play {
     script: Script,
     job: Job,
+    embed: Option<Pooling>,
     sender: UnboundedSender<JobEvent>,
     stop: Arc<AtomicBool>,
     steps: Arc<AtomicU64>,
@@ -163,6 +222,8 @@ impl Play {
             cached,
             prefill,
             per_token,
+            vector,
+            ..
         } = &self.script;
         let total = self.job.prompt.len();
         let cached = (*cached).min(total - 1);
@@ -178,6 +239,20 @@ impl Play {
             return;
         }
         let _ = self.sender.send(progress(total, 4.0));
+        if let Some(pooling) = self.embed {
+            let vectors = self.job.prompt.iter().map(|token| {
+                let mut vector = vector.clone();
+                vector[0] += *token as f32;
+                vector
+            });
+            let mut vectors: Vec<_> = vectors.collect();
+            match pooling {
+                Pooling::None => {}
+                Pooling::Cls => vectors.truncate(1),
+                Pooling::Last | Pooling::Mean => drop(vectors.drain(..total - 1)),
+            }
+            let _ = self.sender.send(JobEvent::Embedding { vectors });
+        }
         let limit = self.job.max_tokens.map_or(usize::MAX, |n| n as usize);
         for token in tokens.iter().take(limit) {
             if !self.pause(*per_token) {
