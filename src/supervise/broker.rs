@@ -833,8 +833,14 @@ impl Supervisor {
                 id,
                 token,
                 probs,
+                mirostat_mu,
                 ms,
-            } => self.token(id, token, probs, ms),
+            } => {
+                if let Some(work) = self.active.get_mut(&id) {
+                    work.append(token, mirostat_mu);
+                }
+                self.token(id, token, probs, ms);
+            }
             FromEngine::Embedding { id, vectors } => {
                 if let Some(work) = self.active.get_mut(&id) {
                     work.vectors.extend(vectors);
@@ -888,8 +894,6 @@ impl Supervisor {
         let Some(work) = self.active.get_mut(&id) else {
             return;
         };
-        work.window.push(token);
-        work.produced += 1;
         work.strikes = 0;
         let at = work.sampled_at(ms);
         work.send(JobEvent::Token { token, probs, at });

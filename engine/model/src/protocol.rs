@@ -1,7 +1,7 @@
 //! What the server process and the engine process say to each other: length-prefixed JSON frames over one byte stream.
 //!
 //! The engine speaks token ids only; text, templates and stop strings are the server's. A request is resumable by
-//! construction: sampling depends on (seed, absolute position) and the tokens before it, so `prompt + tokens produced
+//! construction: sampling depends on (seed, absolute position), the tokens before it and [`Carried`], so `prompt + tokens produced
 //! so far` submitted to a fresh engine continues with the same tokens.
 //!
 //! Frame: u32 little-endian byte length, then that many bytes of UTF-8 JSON. At most [`MAX_FRAME_BYTES`].
@@ -120,6 +120,28 @@ pub struct SamplingParams {
     pub min_p: f32,
     /// 1 = off.
     pub typical_p: f32,
+    /// Standard deviations below the best logit that stay; 0 or less = off.
+    pub top_n_sigma: f32,
+    /// How often the likeliest are excluded, 0 = off.
+    pub xtc_probability: f32,
+    /// Probability from which a token counts as likely; above 0.5 = off.
+    pub xtc_threshold: f32,
+    /// Strength of the penalty on continued repetitions, 0 = off.
+    pub dry_multiplier: f32,
+    /// What each further token of a repetition multiplies it by; below 1 = off.
+    pub dry_base: f32,
+    /// Longest repetition that costs nothing.
+    pub dry_allowed_length: u32,
+    /// Tokens it looks back over, prompt included; 0 = off, `u32::MAX` the whole context.
+    pub dry_penalty_last_n: u32,
+    /// Texts that no repetition reaches across.
+    pub dry_sequence_breakers: Vec<String>,
+    /// 0 = off, 1 or 2: the version, which takes the place of the chain.
+    pub mirostat: u32,
+    /// Surprise it aims at, in bits.
+    pub mirostat_tau: f32,
+    /// How fast it corrects itself.
+    pub mirostat_eta: f32,
     /// Tokens the penalties look back over, prompt included; 0 = off.
     pub repeat_last_n: u32,
     /// 1 = off.
@@ -140,6 +162,42 @@ pub struct SamplingParams {
     pub post_sampling_probs: bool,
     /// Order of the chain; unknown samplers never get here.
     pub samplers: Vec<SamplerKind>,
+    /// What the answer must look like.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grammar: Option<Grammar>,
+}
+
+/// A rule for the text of an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grammar {
+    /// The rule.
+    pub text: GrammarText,
+    /// `None`: from the first token. Otherwise the answer is free until a trigger comes up, and from its first byte on it
+    /// follows the rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub triggers: Option<Triggers>,
+}
+
+/// A rule in one of the languages that are understood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GrammarText {
+    /// llama.cpp's, start rule `root`.
+    Gbnf(String),
+    /// A JSON schema, as JSON text: any JSON value that fits it.
+    JsonSchema(String),
+    /// llguidance's variant of Lark, start rule `start`.
+    Lark(String),
+}
+
+/// What sets a grammar in motion.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Triggers {
+    /// Texts, wherever they begin; none is empty.
+    pub words: Vec<String>,
+    /// Tokens.
+    pub tokens: Vec<u32>,
 }
 
 /// A stage of the sampler chain.
@@ -150,12 +208,18 @@ pub enum SamplerKind {
     Penalties,
     /// Keep the k best.
     TopK,
+    /// Penalty on continued repetitions ("don't repeat yourself").
+    Dry,
+    /// Keep what lies within some standard deviations of the best logit.
+    TopNSigma,
     /// Locally typical sampling.
     TypP,
     /// Nucleus sampling.
     TopP,
     /// Relative probability floor.
     MinP,
+    /// Exclude the likeliest, now and then.
+    Xtc,
     /// Divide by the temperature.
     Temperature,
 }
@@ -171,6 +235,17 @@ impl Default for SamplingParams {
             top_p: 0.95,
             min_p: 0.05,
             typical_p: 1.0,
+            top_n_sigma: -1.0,
+            xtc_probability: 0.0,
+            xtc_threshold: 0.1,
+            dry_multiplier: 0.0,
+            dry_base: 1.75,
+            dry_allowed_length: 2,
+            dry_penalty_last_n: 64,
+            dry_sequence_breakers: ["\n", ":", "\"", "*"].map(str::to_owned).to_vec(),
+            mirostat: 0,
+            mirostat_tau: 5.0,
+            mirostat_eta: 0.1,
             repeat_last_n: 64,
             repeat_penalty: 1.0,
             frequency_penalty: 0.0,
@@ -182,12 +257,16 @@ impl Default for SamplingParams {
             post_sampling_probs: false,
             samplers: vec![
                 SamplerKind::Penalties,
+                SamplerKind::Dry,
+                SamplerKind::TopNSigma,
                 SamplerKind::TopK,
                 SamplerKind::TypP,
                 SamplerKind::TopP,
                 SamplerKind::MinP,
+                SamplerKind::Xtc,
                 SamplerKind::Temperature,
             ],
+            grammar: None,
         }
     }
 }
@@ -209,6 +288,9 @@ pub struct Submit {
     pub slot: Option<usize>,
     /// How to choose tokens.
     pub sampling: SamplingParams,
+    /// State of the sampler that `tokens` don't tell.
+    #[serde(default)]
+    pub carried: Carried,
 }
 
 /// How the vectors of a text's tokens become its embedding; numbers as in GGUF's `pooling_type`.
@@ -270,6 +352,20 @@ pub enum SlotFault {
     /// Ours: no space, no permission, an engine that ended.
     Failed(String),
 }
+/// What a continuation needs beside prompt, tokens and seed. Empty for a new generation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Carried {
+    /// All tokens of the answer so far, those that left the window included; only needed with a grammar.
+    pub answer: Vec<u32>,
+    /// As the last [`FromEngine::Token`] had it.
+    pub mirostat_mu: Option<MirostatMu>,
+}
+
+/// Mirostat's running limit of surprise, as the bits of an f32: numbers in text may come back as others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MirostatMu(pub u32);
 
 /// Server to engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -338,6 +434,9 @@ pub enum FromEngine {
         token: u32,
         /// When asked for.
         probs: Option<TokenProbs>,
+        /// With mirostat: its state after this token, to be carried by a continuation.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mirostat_mu: Option<MirostatMu>,
         /// Milliseconds since the first prefill step of this generation began.
         ms: f64,
     },

@@ -253,7 +253,11 @@ impl Sampler {
                 SamplerKind::TopP => self.candidates.top_p(self.params.top_p, min_keep),
                 SamplerKind::MinP => self.candidates.min_p(self.params.min_p, min_keep),
                 SamplerKind::Temperature => self.candidates.temperature(&self.params),
-                SamplerKind::Penalties | SamplerKind::TopK => {}
+                SamplerKind::Penalties
+                | SamplerKind::TopK
+                | SamplerKind::Dry
+                | SamplerKind::TopNSigma
+                | SamplerKind::Xtc => {}
             }
         }
         if greedy {
@@ -336,6 +340,7 @@ fn is_active(stage: SamplerKind, params: &SamplingParams) -> bool {
     match stage {
         SamplerKind::Penalties => true,
         SamplerKind::TopK => params.top_k > 0,
+        SamplerKind::Dry | SamplerKind::TopNSigma | SamplerKind::Xtc => false,
         SamplerKind::TypP => params.typical_p < 1.0,
         SamplerKind::TopP => params.top_p < 1.0,
         SamplerKind::MinP => params.min_p > 0.0,

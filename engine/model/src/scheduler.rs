@@ -15,7 +15,8 @@ use crate::engine::Engine;
 use crate::graph::{Entry, Model};
 use crate::pooling::Pooler;
 use crate::protocol::{
-    EMBEDDING_PART_VALUES, Embed, Finish, FromEngine, Pooling, SamplingParams, SlotAction, Submit,
+    Carried, EMBEDDING_PART_VALUES, Embed, Finish, FromEngine, Pooling, SamplingParams, SlotAction,
+    Submit,
 };
 use crate::sampler::{Logits, Sampler, Want};
 
@@ -511,6 +512,7 @@ fn evaluation(embed: Embed) -> Submit {
         cache_prompt: false,
         slot: embed.slot,
         sampling: SamplingParams::default(),
+        carried: Carried::default(),
     }
 }
 
@@ -600,6 +602,7 @@ impl Job {
             id: *id,
             token: sampled.token,
             probs: sampled.probs,
+            mirostat_mu: None,
             ms,
         });
         let n_new = (tokens.len() - self.n_prompt) as u32;

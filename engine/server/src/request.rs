@@ -457,8 +457,8 @@ fn read_logit_bias(name: &str, value: &Value, model: &Model) -> Result<Vec<(u32,
 /// Samplers by name; the second column is their letter, the last whether it exists here.
 const SAMPLERS: &[(&[&str], char, Option<SamplerKind>)] = &[
     (&["penalties"], 'e', Some(SamplerKind::Penalties)),
-    (&["dry"], 'd', None),
-    (&["top_n_sigma"], 's', None),
+    (&["dry"], 'd', Some(SamplerKind::Dry)),
+    (&["top_n_sigma"], 's', Some(SamplerKind::TopNSigma)),
     (&["top_k"], 'k', Some(SamplerKind::TopK)),
     (
         &["typ_p", "typical_p", "typical", "typ"],
@@ -467,7 +467,7 @@ const SAMPLERS: &[(&[&str], char, Option<SamplerKind>)] = &[
     ),
     (&["top_p", "nucleus"], 'p', Some(SamplerKind::TopP)),
     (&["min_p"], 'm', Some(SamplerKind::MinP)),
-    (&["xtc"], 'x', None),
+    (&["xtc"], 'x', Some(SamplerKind::Xtc)),
     (
         &["temperature", "temp"],
         't',

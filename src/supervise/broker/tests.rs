@@ -240,6 +240,7 @@ impl Mind {
                 id,
                 token,
                 probs,
+                mirostat_mu: None,
                 ms,
             });
             let steps = self.steps;
@@ -750,6 +751,7 @@ fn late_events_of_unknown_jobs_are_ignored() {
                 id,
                 token: 5,
                 probs: None,
+                mirostat_mu: None,
                 ms: 0.0,
             };
             let sent = bench

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use bitnet_model::protocol::{Embed, Finish, Pooling, SamplingParams, Submit, ToEngine};
+use bitnet_model::protocol::{
+    Carried, Embed, Finish, MirostatMu, Pooling, SamplingParams, Submit, ToEngine,
+};
 use bitnet_server::backend::{EmbedJob, Job, JobEvent};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -16,6 +18,8 @@ pub(super) struct Work {
     pub(super) window: Vec<u32>,
     /// Tokens produced in all.
     pub(super) produced: usize,
+    /// What a continuation needs beside the window.
+    pub(super) carried: Carried,
     /// Slot it runs in, as told by the engine.
     pub(super) slot: Option<usize>,
     /// It is a text to embed, pooled like this, and nothing is generated.
@@ -43,6 +47,7 @@ impl Work {
             window: job.prompt.clone(),
             job,
             produced: 0,
+            carried: Carried::default(),
             slot: None,
             embed: None,
             vectors: Vec::new(),
@@ -133,7 +138,18 @@ impl Work {
             cache_prompt: self.job.cache_prompt,
             slot: self.job.slot,
             sampling: self.job.sampling.clone(),
+            carried: self.carried.clone(),
         }))
+    }
+
+    /// Takes a token, and the sampler's state after it.
+    pub(super) fn append(&mut self, token: u32, mirostat_mu: Option<MirostatMu>) {
+        self.window.push(token);
+        self.produced += 1;
+        self.carried.mirostat_mu = mirostat_mu;
+        if self.job.sampling.grammar.is_some() {
+            self.carried.answer.push(token);
+        }
     }
 
     /// Drops the middle of the window: the head of `n_keep` and the last half of the rest stay. False when that is

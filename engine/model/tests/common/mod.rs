@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use bitnet_model::engine::Engine;
 use bitnet_model::protocol::{
-    EngineConfig, Finish, FromEngine, HeadMode, KvType, ModelSource, Overrides, SamplingParams,
-    Submit, TokenProbs,
+    Carried, EngineConfig, Finish, FromEngine, HeadMode, KvType, ModelSource, Overrides,
+    SamplingParams, Submit, TokenProbs,
 };
 use bitnet_model::scheduler::{Command, Scheduler};
 use bitnet_model::synth::{Shape, write};
@@ -67,6 +67,7 @@ pub(crate) fn submit(id: u64, tokens: &[u32]) -> Submit {
             repeat_penalty: 1.1,
             ..SamplingParams::default()
         },
+        carried: Carried::default(),
     }
 }
 

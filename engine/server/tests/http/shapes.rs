@@ -94,10 +94,13 @@ fn native_completion() {
         settings["samplers"],
         json!([
             "penalties",
+            "dry",
+            "top_n_sigma",
             "top_k",
             "typ_p",
             "top_p",
             "min_p",
+            "xtc",
             "temperature"
         ])
     );
