@@ -91,8 +91,19 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     /// One JSON object instead of a table
-    #[arg(long)]
+    #[arg(long, help_heading = "Report")]
     pub json: bool,
+    /// Look at the machine described by this directory or report instead of this one
+    #[arg(long, value_name = "PATH", help_heading = "Report")]
+    pub host_root: Option<PathBuf>,
+    /// Write what was read of this machine to a file that `--host-root` understands, for a bug report
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "host_root",
+        help_heading = "Report"
+    )]
+    pub save_host: Option<PathBuf>,
     /// Settings to plan with, as in `serve`.
     #[command(flatten)]
     pub serve: ServeArgs,

@@ -1,15 +1,20 @@
 //! `bitnet-launch doctor`: what this machine offers, what would be chosen and why, and what to improve.
+//!
+//! With `--host-root` it looks at another machine's report, written there with `--save-host`; kernels are those of the CPU
+//! that runs this program, all the same.
+
+mod warnings;
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::process::ExitCode;
 
-use bitnet_model::protocol::{KvType, ModelSource};
+use anyhow::Context;
+use bitnet_model::protocol::KvType;
 use serde_json::{Value, json};
 
 use crate::cli::DoctorArgs;
-use crate::host::{CpuSet, Host};
+use crate::host::{CpuSet, Host, Root};
 use crate::plan::{Choice, Plan, Warning, head_name, mb};
 use crate::settings::{Dialect, Settings, environment};
 use crate::startup::{self, Prepared};
@@ -17,10 +22,30 @@ use crate::startup::{self, Prepared};
 /// Prints the report: exit code 0 if the model could be served, 1 if not.
 ///
 /// # Errors
-/// When settings can't be read.
+/// When settings, or the machine's report, can't be read.
 pub(crate) fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let settings = Settings::read(args.serve.flags, &environment(), Dialect::Launch)?;
-    let report = Report::new(settings);
+    let environment = environment();
+    let settings = Settings::read(args.serve.flags, &environment, Dialect::Launch)?;
+    let root = match (&args.host_root, &args.save_host) {
+        (Some(path), _) => Root::open(path)
+            .with_context(|| format!("cannot read the machine at `{}`", path.display()))?,
+        (None, Some(_)) => Root::recording(),
+        (None, None) => Root::live(),
+    };
+    let host = match args.host_root {
+        Some(_) => Host::read(&root),
+        None => Host::detect_by(&root),
+    };
+    let mut report = Report::new(settings, host, &root);
+    if args.host_root.is_none() {
+        report
+            .warnings
+            .extend(warnings::of_this_process(&environment));
+    }
+    if let Some(path) = &args.save_host {
+        std::fs::write(path, root.report())
+            .with_context(|| format!("cannot write `{}`", path.display()))?;
+    }
     let mut out = io::stdout().lock();
     match args.json {
         true => writeln!(out, "{:#}", report.json())?,
@@ -37,14 +62,10 @@ struct Report {
 }
 
 impl Report {
-    fn new(settings: Settings) -> Report {
-        let outcome = startup::prepare(&settings);
-        let host = match &outcome {
-            Ok(prepared) => prepared.host.clone(),
-            Err(_) => Host::detect(),
-        };
-        let mut warnings = host_warnings(&host);
-        warnings.extend(settings_warnings(&settings));
+    fn new(settings: Settings, host: Host, root: &Root) -> Report {
+        let outcome = startup::prepare_on(host.clone(), &settings);
+        let mut warnings = warnings::of_host(&host, root);
+        warnings.extend(warnings::of_settings(&settings, root));
         if let Ok(prepared) = &outcome {
             warnings.extend(prepared.plan.warnings.iter().cloned());
         }
@@ -175,7 +196,15 @@ fn machine_rows(host: &Host) -> Vec<Row> {
             "instruction sets",
             known(cpu.features.as_ref().map(|features| features.join(" "))),
         ),
-        ("virtual machine", yes_no(cpu.hypervisor)),
+        ("microcode", known(cpu.microcode.clone())),
+        (
+            "virtual machine",
+            match &cpu.hypervisor_name {
+                Some(name) => format!("yes ({name})"),
+                None => yes_no(cpu.hypervisor),
+            },
+        ),
+        ("operating system", known(host.os_release.clone())),
         (
             "physical cores",
             format!("{}{hybrid}", known(topology.physical_cores())),
@@ -186,12 +215,27 @@ fn machine_rows(host: &Host) -> Vec<Row> {
         ),
         ("SMT", yes_no(topology.smt())),
         ("sockets", known(topology.packages())),
-        ("NUMA nodes", known(topology.numa_nodes)),
+        ("NUMA nodes", known(topology.numa_nodes())),
         (
             "caches",
             known(Some(caches.join(", ")).filter(|text| !text.is_empty())),
         ),
+        (
+            "highest clock",
+            known(topology.max_khz().map(|khz| format!("{} MHz", khz / 1000))),
+        ),
         ("governor", known(topology.governor.clone())),
+        (
+            "slowed by heat",
+            known(host.throttle.thermal_events.map(|n| format!("{n} times"))),
+        ),
+        (
+            "energy",
+            match &host.energy {
+                Ok(source) => source.clone(),
+                Err(reason) => format!("unavailable: {reason}"),
+            },
+        ),
         (
             "memory",
             format!(
@@ -202,6 +246,21 @@ fn machine_rows(host: &Host) -> Vec<Row> {
         ),
         ("swap in use", megabytes(memory.swap_used_bytes)),
         ("huge pages", known(memory.huge_pages.clone())),
+        (
+            "pages set aside",
+            known(
+                memory
+                    .reserved_pages
+                    .map(|(all, free)| format!("{all}, {free} free")),
+            ),
+        ),
+        (
+            "lockable memory",
+            match memory.lock_limit_bytes {
+                Some(u64::MAX) => "all".to_owned(),
+                bytes => megabytes(bytes),
+            },
+        ),
     ];
     rows.extend(
         cpu.emulator
@@ -245,6 +304,27 @@ fn limit_rows(host: &Host) -> Vec<Row> {
             limits.memory.as_ref().map_or_else(
                 || "none".to_owned(),
                 |m| format!("{} MB ({})", m.bytes >> 20, m.at.display()),
+            ),
+        ),
+        (
+            "swap limit",
+            limits.swap.as_ref().map_or_else(
+                || "none".to_owned(),
+                |m| format!("{} MB ({})", m.bytes >> 20, m.at.display()),
+            ),
+        ),
+        (
+            "throttled",
+            host.throttle.quota.as_ref().map_or_else(
+                || "no quota".to_owned(),
+                |q| {
+                    format!(
+                        "in {} of {} periods, {:.1} s in all",
+                        q.throttled_periods,
+                        q.periods,
+                        q.throttled.as_secs_f64()
+                    )
+                },
             ),
         ),
     ]
@@ -326,27 +406,47 @@ fn host_json(host: &Host) -> Value {
         .iter()
         .map(|c| json!({"level": c.level, "type": c.kind, "bytes": c.bytes, "count": c.count}))
         .collect();
+    let nodes: Vec<Value> = topology
+        .nodes
+        .iter()
+        .map(|n| {
+            json!({"id": n.id, "cpus": n.cpus.to_string(), "total_bytes": n.total_bytes, "available_bytes": n.available_bytes})
+        })
+        .collect();
     json!({
         "cpu": {
             "arch": cpu.arch, "vendor": cpu.vendor, "model": cpu.model, "features": cpu.features,
-            "hypervisor": cpu.hypervisor, "emulator": cpu.emulator,
+            "microcode": cpu.microcode, "hypervisor": cpu.hypervisor,
+            "hypervisor_name": cpu.hypervisor_name, "emulator": cpu.emulator,
         },
+        "os_release": host.os_release,
         "topology": {
             "physical_cores": topology.physical_cores(), "logical_cpus": topology.online().map(|o| o.len()),
             "smt": topology.smt(), "hybrid": topology.hybrid(), "packages": topology.packages(),
-            "numa_nodes": topology.numa_nodes, "governor": topology.governor, "caches": caches,
+            "numa_nodes": topology.numa_nodes(), "nodes": nodes, "max_khz": topology.max_khz(),
+            "governor": topology.governor, "scaling_driver": topology.scaling_driver, "caches": caches,
         },
+        "throttle": {
+            "quota_periods": host.throttle.quota.as_ref().map(|q| q.periods),
+            "quota_throttled_periods": host.throttle.quota.as_ref().map(|q| q.throttled_periods),
+            "quota_throttled_seconds": host.throttle.quota.as_ref().map(|q| q.throttled.as_secs_f64()),
+            "thermal_events": host.throttle.thermal_events,
+        },
+        "energy": {"source": host.energy.as_ref().ok(), "unavailable": host.energy.as_ref().err()},
         "limits": {
             "container": host.container, "cgroup_version": limits.version,
             "affinity": text(host.affinity.as_ref()), "cpuset": text(limits.cpuset.as_ref()),
             "allowed_cpus": text(host.allowed_cpus().as_ref()),
             "quota_cpus": limits.quota.as_ref().map(|q| q.cpus()),
             "memory_limit_bytes": limits.memory.as_ref().map(|m| m.bytes),
+            "swap_limit_bytes": limits.swap.as_ref().map(|m| m.bytes),
         },
         "memory": {
             "total_bytes": memory.total_bytes, "available_bytes": memory.available_bytes,
             "swap_total_bytes": memory.swap_total_bytes, "swap_used_bytes": memory.swap_used_bytes,
-            "huge_pages": memory.huge_pages,
+            "huge_pages": memory.huge_pages, "reserved_pages": memory.reserved_pages.map(|(all, _)| all),
+            "reserved_pages_free": memory.reserved_pages.map(|(_, free)| free),
+            "reserved_page_bytes": memory.reserved_page_bytes, "lock_limit_bytes": memory.lock_limit_bytes,
         },
     })
 }
@@ -387,96 +487,5 @@ fn plan_json(plan: &Plan) -> Value {
     })
 }
 
-/// What the machine could do better.
-fn host_warnings(host: &Host) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    let mut warn = |what: String, todo: &str| warnings.push(Warning::new(what, todo));
-    if let Some(emulator) = &host.cpu.emulator {
-        warn(
-            format!("this CPU is emulated by {emulator}"),
-            "everything is many times slower than on the real one; enable hardware virtualisation",
-        );
-    }
-    if host.cpu.arch == "x86_64" && host.cpu.has("avx2") == Some(false) {
-        let todo = "plain code is used, several times slower; in a virtual machine, pass the host's CPU through";
-        warn(
-            "this CPU, or what the virtual machine shows of it, has no AVX2".to_owned(),
-            todo,
-        );
-    }
-    if host
-        .memory
-        .swap_used_bytes
-        .is_some_and(|used| used > 64 << 20)
-    {
-        warn(
-            format!(
-                "{} of swap are in use",
-                megabytes(host.memory.swap_used_bytes)
-            ),
-            "weights that are swapped out stop the answers; free memory, or serve with `--mlock`",
-        );
-    }
-    if host.memory.huge_pages.as_deref() == Some("never") {
-        let todo = "`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled` speeds up reading the weights";
-        warn("transparent huge pages are off".to_owned(), todo);
-    }
-    if host.topology.governor.as_deref() == Some("powersave")
-        && host.cpu.vendor.as_deref() != Some("GenuineIntel")
-    {
-        let todo = "`cpupower frequency-set -g performance` lets the cores run at full clock";
-        warn("the frequency governor is powersave".to_owned(), todo);
-    }
-    if host.topology.numa_nodes.is_some_and(|nodes| nodes > 1) {
-        warn(
-            format!(
-                "{} NUMA nodes: threads that read another node's memory are slower",
-                known(host.topology.numa_nodes)
-            ),
-            "start one server per node, such as `numactl -N 0 -m 0 bitnet-launch --port 8081`",
-        );
-    }
-    if let Some(quota) = host
-        .limits
-        .quota
-        .as_ref()
-        .filter(|quota| quota.cpus().fract() > 0.01)
-    {
-        warn(
-            format!("a CPU quota of {quota} is no whole number of CPUs"),
-            "threads are rounded down to stay unthrottled; give whole CPUs, or better a cpuset",
-        );
-    }
-    warnings
-}
-
-/// What the settings could do better.
-fn settings_warnings(settings: &Settings) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    if settings.model.value == ModelSource::Demo {
-        warnings.push(Warning::new(
-            "no model is named: the tiny demo model would be served",
-            "`bitnet-launch -m FILE.gguf`, or MODEL_PATH",
-        ));
-    }
-    let open = settings.hosts.value.iter().any(|host| is_open(host));
-    if open && settings.api_keys.value.is_empty() {
-        warnings.push(Warning::new(
-            format!(
-                "open to the network without a key (address from {})",
-                settings.hosts.source
-            ),
-            "set LLAMA_API_KEY or `--api-key-file`, or listen on 127.0.0.1",
-        ));
-    }
-    warnings
-}
-
-/// Reachable from elsewhere, as far as the address tells.
-fn is_open(host: &str) -> bool {
-    if host.ends_with(".sock") || host == "localhost" {
-        return false;
-    }
-    host.parse::<IpAddr>()
-        .map_or(true, |address| !address.is_loopback())
-}
+#[cfg(test)]
+mod tests;

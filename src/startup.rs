@@ -27,10 +27,17 @@ pub(crate) struct Prepared {
 /// # Errors
 /// When the model can't be used or what was asked for is impossible; see [`hint`] for what to do.
 pub(crate) fn prepare(settings: &Settings) -> anyhow::Result<Prepared> {
+    prepare_on(Host::detect(), settings)
+}
+
+/// The same for a machine that is known already.
+///
+/// # Errors
+/// As [`prepare`].
+pub(crate) fn prepare_on(host: Host, settings: &Settings) -> anyhow::Result<Prepared> {
     let gguf = open(&settings.model.value)?;
     let facts = ModelFacts::read(&gguf, &settings.overrides)
         .with_context(|| format!("cannot use {}", described(&settings.model.value)))?;
-    let host = Host::detect();
     let plan = plan(&host, &facts, settings)?;
     Ok(Prepared {
         gguf,

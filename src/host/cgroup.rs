@@ -19,6 +19,8 @@ pub(crate) struct Limits {
     pub quota: Option<Quota>,
     /// Memory that may be used before the group is reclaimed, throttled or killed.
     pub memory: Option<MemoryLimit>,
+    /// Swap space that may be used; 0 is none.
+    pub swap: Option<MemoryLimit>,
 }
 
 /// A CPU time quota.
@@ -91,8 +93,39 @@ impl Limits {
                 .chain(memory.iter().map(|at| at.join("memory.limit_in_bytes")))
                 .filter_map(|at| memory_limit(root, at))
                 .min_by_key(|limit| limit.bytes),
+            swap: v2
+                .iter()
+                .filter_map(|at| memory_limit(root, at.join("memory.swap.max")))
+                .chain(memory.iter().filter_map(|at| swap_v1(root, at)))
+                .min_by_key(|limit| limit.bytes),
         }
     }
+}
+
+/// Bytes of the group with the tightest memory limit that can't be dropped: all but inactive pages of files, as Kubernetes
+/// counts its working set. `None` without a limit.
+pub(crate) fn memory_used(root: &Root, limits: &Limits) -> Option<u64> {
+    let group = limits.memory.as_ref()?.at.parent()?;
+    let used: u64 = root
+        .number(group.join("memory.current"))
+        .or_else(|| root.number(group.join("memory.usage_in_bytes")))?;
+    let stat = root.text(group.join("memory.stat")).unwrap_or_default();
+    let entry = |name: &str| {
+        let mut lines = stat.lines();
+        lines.find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+    };
+    let droppable = entry("total_inactive_file ").or_else(|| entry("inactive_file "));
+    Some(used.saturating_sub(droppable.unwrap_or(0)))
+}
+
+/// Version 1 limits memory and swap together.
+fn swap_v1(root: &Root, at: &Path) -> Option<MemoryLimit> {
+    let both = memory_limit(root, at.join("memory.memsw.limit_in_bytes"))?;
+    let memory = memory_limit(root, at.join("memory.limit_in_bytes"))?;
+    Some(MemoryLimit {
+        bytes: both.bytes.saturating_sub(memory.bytes),
+        at: both.at,
+    })
 }
 
 /// A mounted control group hierarchy.

@@ -26,7 +26,7 @@ const RELEVANT: &[&str] = &[
 /// What is known of the processor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Cpu {
-    /// Architecture this program was built for, `x86_64` or `aarch64`.
+    /// `x86_64` or `aarch64`, as the system's own words tell it; else what this program was built for.
     pub arch: &'static str,
     /// `GenuineIntel`, `AuthenticAMD`, `ARM`, …
     pub vendor: Option<String>,
@@ -34,8 +34,12 @@ pub(crate) struct Cpu {
     pub model: Option<String>,
     /// Instruction sets that matter here, by the kernel's names; `None` if the system doesn't say.
     pub features: Option<Vec<String>>,
+    /// Revision of its microcode.
+    pub microcode: Option<String>,
     /// Runs under a hypervisor.
     pub hypervisor: Option<bool>,
+    /// The hypervisor's name, where it tells.
+    pub hypervisor_name: Option<String>,
     /// Name of the software that emulates this CPU, if one does: everything will be slow.
     pub emulator: Option<String>,
 }
@@ -46,10 +50,12 @@ impl Cpu {
         let flags = field(&info, &["flags", "Features"]);
         let model = field(&info, &["model name"]).map(str::to_owned);
         Cpu {
-            arch: std::env::consts::ARCH,
+            arch: architecture(&info, flags),
             vendor: vendor(&info),
             model: model.or_else(|| board(root)),
             features: flags.map(relevant),
+            microcode: field(&info, &["microcode"]).map(str::to_owned),
+            hypervisor_name: hypervisor_name(root),
             hypervisor: hypervisor(root, flags),
             emulator: emulator(&info),
         }
@@ -71,6 +77,14 @@ impl Cpu {
         if self.hypervisor.is_none() {
             self.hypervisor = cpuid.get_feature_info().map(|f| f.has_hypervisor());
         }
+        if self.hypervisor_name.is_none()
+            && let Some(hypervisor) = cpuid.get_hypervisor_info()
+        {
+            self.hypervisor_name = match hypervisor.identify() {
+                raw_cpuid::Hypervisor::Unknown(..) => None,
+                known => Some(format!("{known:?}")),
+            };
+        }
         if self.emulator.is_none()
             && let Some(hypervisor) = cpuid.get_hypervisor_info()
             && hypervisor.identify() == raw_cpuid::Hypervisor::QEMU
@@ -88,6 +102,35 @@ impl Cpu {
         let features = self.features.as_ref()?;
         Some(features.iter().any(|f| f == feature))
     }
+}
+
+fn architecture(info: &str, flags: Option<&str>) -> &'static str {
+    if field(info, &["CPU implementer"]).is_some() {
+        "aarch64"
+    } else if is_x86(flags) {
+        "x86_64"
+    } else {
+        std::env::consts::ARCH
+    }
+}
+
+/// Xen tells in sysfs, others by the names of the machine's firmware.
+fn hypervisor_name(root: &Root) -> Option<String> {
+    if let Some(kind) = root.text("/sys/hypervisor/type") {
+        return Some(kind);
+    }
+    let vendor = root.text("/sys/class/dmi/id/sys_vendor")?;
+    let product = root
+        .text("/sys/class/dmi/id/product_name")
+        .unwrap_or_default();
+    let is_virtual = ["QEMU", "VMware", "innotek", "Xen", "Parallels"]
+        .iter()
+        .any(|name| vendor.contains(name))
+        || (vendor.contains("Amazon EC2") && !product.contains("metal"))
+        || product.contains("Virtual Machine")
+        || product.contains("KVM")
+        || product.contains("Google Compute Engine");
+    is_virtual.then(|| format!("{vendor} {product}").trim().to_owned())
 }
 
 /// First value of any of these names in `/proc/cpuinfo`.
@@ -144,16 +187,15 @@ fn board(root: &Root) -> Option<String> {
 }
 
 fn hypervisor(root: &Root, flags: Option<&str>) -> Option<bool> {
-    if root.has("/sys/hypervisor/type") {
+    if hypervisor_name(root).is_some() {
         return Some(true);
     }
-    let flags = flags
-        .filter(|_| cfg!(any(target_arch = "x86_64", target_arch = "x86")) || is_x86(flags))?;
-    is_x86(Some(flags)).then(|| {
+    let flags = flags.filter(|_| is_x86(flags))?;
+    Some(
         flags
             .split_ascii_whitespace()
-            .any(|flag| flag == "hypervisor")
-    })
+            .any(|flag| flag == "hypervisor"),
+    )
 }
 
 /// Only x86 lists the `fpu` flag.

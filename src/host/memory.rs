@@ -15,6 +15,13 @@ pub(crate) struct Memory {
     pub swap_used_bytes: Option<u64>,
     /// Transparent huge pages: `always`, `madvise` or `never`.
     pub huge_pages: Option<String>,
+    /// Pages of [`Memory::reserved_page_bytes`] set aside by the administrator, and those of them that are free. Nothing here
+    /// uses them: what they hold is lost to this program.
+    pub reserved_pages: Option<(u64, u64)>,
+    /// Size of a page set aside.
+    pub reserved_page_bytes: Option<u64>,
+    /// Memory this process may lock; `u64::MAX` is all.
+    pub lock_limit_bytes: Option<u64>,
 }
 
 impl Memory {
@@ -32,6 +39,11 @@ impl Memory {
             huge_pages: root
                 .text("/sys/kernel/mm/transparent_hugepage/enabled")
                 .and_then(|text| chosen(&text)),
+            reserved_pages: entry(&info, "HugePages_Total").zip(entry(&info, "HugePages_Free")),
+            reserved_page_bytes: entry_bytes(&info, "Hugepagesize"),
+            lock_limit_bytes: root
+                .text("/proc/self/limits")
+                .and_then(|text| lock_limit_bytes(&text)),
         }
     }
 }
@@ -43,6 +55,25 @@ fn entry_bytes(info: &str, name: &str) -> Option<u64> {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kilobytes.checked_mul(1024)
+}
+
+/// `HugePages_Total:       0`
+fn entry(info: &str, name: &str) -> Option<u64> {
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.trim().parse().ok()
+}
+
+/// `Max locked memory         8388608              8388608              bytes`
+fn lock_limit_bytes(limits: &str) -> Option<u64> {
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max locked memory"))?;
+    match line.split_ascii_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        bytes => bytes.parse().ok(),
+    }
 }
 
 /// `always [madvise] never`

@@ -6,17 +6,22 @@
 pub(crate) mod cgroup;
 pub(crate) mod cpu;
 pub(crate) mod cpuset;
+pub(crate) mod energy;
 pub(crate) mod memory;
+mod root;
+pub(crate) mod storage;
+pub(crate) mod throttle;
 pub(crate) mod topology;
-
-use std::path::{Path, PathBuf};
 
 use bitnet_kernels::Kernel;
 
 pub(crate) use cgroup::Limits;
 pub(crate) use cpu::Cpu;
 pub(crate) use cpuset::CpuSet;
+pub(crate) use energy::Meter;
 pub(crate) use memory::Memory;
+pub(crate) use root::Root;
+pub(crate) use throttle::Throttle;
 pub(crate) use topology::Topology;
 
 /// One machine, as far as it can be seen from this process.
@@ -32,6 +37,12 @@ pub(crate) struct Host {
     pub limits: Limits,
     /// Memory.
     pub memory: Memory,
+    /// How often this process and these cores were slowed down so far.
+    pub throttle: Throttle,
+    /// Where energy can be read: a source in words, or why there is none.
+    pub energy: Result<String, String>,
+    /// Release of the operating system's kernel.
+    pub os_release: Option<String>,
     /// What says that this is a container, such as `/.dockerenv`.
     pub container: Option<String>,
     /// Kernels this CPU runs, best first.
@@ -41,8 +52,12 @@ pub(crate) struct Host {
 impl Host {
     /// This machine.
     pub(crate) fn detect() -> Host {
-        let root = Root::live();
-        let mut host = Host::read(&root);
+        Host::detect_by(&Root::live())
+    }
+
+    /// This machine, read through `root`, which may keep what it reads.
+    pub(crate) fn detect_by(root: &Root) -> Host {
+        let mut host = Host::read(root);
         host.affinity = affinity_of_this_process().or(host.affinity);
         host.cpu.add_cpuid();
         host
@@ -50,12 +65,19 @@ impl Host {
 
     /// The machine described by the tree under `root`; kernels are those of the CPU that runs this code.
     pub(crate) fn read(root: &Root) -> Host {
+        let limits = Limits::read(root);
         Host {
             cpu: Cpu::read(root),
             topology: Topology::read(root),
             affinity: status_affinity(root),
-            limits: Limits::read(root),
+            throttle: Throttle::read(root, &limits),
+            limits,
             memory: Memory::read(root),
+            energy: match Meter::find(root) {
+                Ok(meter) => Ok(meter.source().to_owned()),
+                Err(error) => Err(error.to_string()),
+            },
+            os_release: root.text("/proc/sys/kernel/osrelease"),
             container: container(root),
             kernels: Kernel::available(),
         }
@@ -106,66 +128,6 @@ impl Host {
             parts.push(format!("memory limit {} MB", limit.bytes >> 20));
         }
         parts.join(", ")
-    }
-}
-
-/// The directory that stands for `/`.
-#[derive(Debug, Clone)]
-pub(crate) struct Root(PathBuf);
-
-impl Root {
-    /// The running system.
-    pub(crate) fn live() -> Root {
-        Root(PathBuf::from("/"))
-    }
-
-    /// A tree that stands in for one.
-    #[cfg(test)]
-    pub(crate) fn at(path: impl Into<PathBuf>) -> Root {
-        Root(path.into())
-    }
-
-    /// A file's text without white space around it; `None` if there is no such file or it can't be read.
-    pub(crate) fn text(&self, path: impl AsRef<Path>) -> Option<String> {
-        let text = std::fs::read(self.path(path)).ok()?;
-        Some(
-            String::from_utf8_lossy(&text)
-                .trim_matches(['\0', ' ', '\n', '\t'])
-                .to_owned(),
-        )
-    }
-
-    /// A file's number.
-    pub(crate) fn number<T: std::str::FromStr>(&self, path: impl AsRef<Path>) -> Option<T> {
-        self.text(path)?.parse().ok()
-    }
-
-    /// A file's list of CPUs, such as `0-3,6`.
-    pub(crate) fn cpus(&self, path: impl AsRef<Path>) -> Option<CpuSet> {
-        self.text(path)?.parse().ok()
-    }
-
-    /// Whether there is such a file or directory.
-    pub(crate) fn has(&self, path: impl AsRef<Path>) -> bool {
-        self.path(path).exists()
-    }
-
-    /// Names in a directory, sorted; empty if there is no such directory.
-    pub(crate) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.path(path)) else {
-            return Vec::new();
-        };
-        let mut names: Vec<String> = entries
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
-    }
-
-    fn path(&self, path: impl AsRef<Path>) -> PathBuf {
-        let path = path.as_ref();
-        self.0.join(path.strip_prefix("/").unwrap_or(path))
     }
 }
 

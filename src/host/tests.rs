@@ -11,13 +11,7 @@ pub(crate) fn host(name: &str) -> Host {
         "{}/tests/fixtures/host/{name}.txt",
         env!("CARGO_MANIFEST_DIR")
     );
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let tree = tempfile::tempdir().unwrap();
-    for part in text.split("\n=== ").skip(1) {
-        let (path, content) = part.split_once('\n').unwrap_or((part, ""));
-        write(tree.path(), path, content);
-    }
-    Host::read(&Root::at(tree.path()))
+    Host::read(&Root::open(Path::new(&path)).unwrap_or_else(|error| panic!("{path}: {error}")))
 }
 
 fn write(tree: &Path, path: &str, content: &str) {
@@ -45,7 +39,7 @@ fn desktop() {
     assert_eq!(host.topology.cpus.len(), 16);
     assert_eq!(host.topology.smt(), Some(true));
     assert_eq!(host.topology.packages(), Some(1));
-    assert_eq!(host.topology.numa_nodes, Some(1));
+    assert_eq!(host.topology.numa_nodes(), Some(1));
     assert!(!host.topology.hybrid());
     assert_eq!(host.topology.governor.as_deref(), Some("schedutil"));
     let caches: Vec<_> = host
@@ -133,8 +127,75 @@ fn raspberry_pi() {
     assert_eq!(host.topology.physical_cores(), Some(4));
     assert_eq!(host.topology.smt(), Some(false));
     assert!(!host.topology.hybrid());
-    assert_eq!(host.topology.numa_nodes, None);
+    assert_eq!(host.topology.numa_nodes(), None);
     assert_eq!(host.memory.huge_pages, None);
+}
+
+#[test]
+fn two_sockets() {
+    let host = host("two-sockets-2x16");
+    let topology = &host.topology;
+    assert_eq!(topology.physical_cores(), Some(32));
+    assert_eq!((topology.cpus.len(), topology.packages()), (64, Some(2)));
+    assert_eq!(topology.numa_nodes(), Some(2));
+    assert_eq!(topology.nodes[1].cpus.to_string(), "16-31,48-63");
+    assert_eq!(topology.nodes[1].total_bytes, Some(197_632_000 << 10));
+    assert_eq!(topology.nodes[1].available_bytes, Some(179_000_000 << 10));
+    assert_eq!(topology.cpus[40].node, Some(0));
+    assert_eq!(topology.max_khz(), Some(3_711_914));
+    assert_eq!(topology.caches[0].count, Some(8));
+    assert_eq!(host.cpu.microcode.as_deref(), Some("0xa101148"));
+    assert_eq!(host.energy.as_deref(), Ok("powercap RAPL, 2 packages"));
+    assert_eq!(host.memory.lock_limit_bytes, Some(u64::MAX));
+    assert_eq!(host.memory.reserved_pages, Some((1024, 1024)));
+    assert_eq!(host.cpu.hypervisor, Some(false));
+}
+
+#[test]
+fn cloud_machine() {
+    let host = host("cloud-vm-4");
+    assert_eq!(host.topology.physical_cores(), Some(2));
+    assert_eq!(host.topology.smt(), Some(true));
+    assert_eq!(host.cpu.hypervisor, Some(true));
+    assert_eq!(
+        host.cpu.hypervisor_name.as_deref(),
+        Some("Amazon EC2 m7i.xlarge")
+    );
+    assert_eq!(host.cpu.has("amx_int8"), Some(true));
+    assert_eq!(host.topology.governor, None);
+    assert_eq!(host.limits.memory, None);
+    assert!(host.energy.unwrap_err().starts_with("no energy counter"));
+}
+
+#[test]
+fn eighty_arm_cores() {
+    let host = host("ampere-altra-80");
+    assert_eq!(host.cpu.arch, "aarch64");
+    assert_eq!(host.topology.physical_cores(), Some(80));
+    assert!(!host.topology.hybrid());
+    assert_eq!(host.cpu.hypervisor, None);
+    let source = host.energy.unwrap();
+    assert_eq!(source, "hwmon altra_hwmon, power read every moment");
+}
+
+#[test]
+fn the_machine_this_was_made_on() {
+    let host = host("this-machine");
+    assert_eq!(host.topology.physical_cores(), Some(2));
+    assert_eq!(host.cpu.has("avx512_vnni"), Some(true));
+    assert_eq!(host.limits.version, Some(1));
+    assert_eq!(host.limits.quota, None);
+    assert_eq!(shown(host.allowed_cpus()).as_deref(), Some("0-1"));
+    assert!(host.energy.is_err());
+}
+
+#[test]
+fn counters_of_limits() {
+    let host = host("container-v2");
+    let counters = host.throttle.quota.unwrap();
+    assert_eq!((counters.periods, counters.throttled_periods), (8000, 3200));
+    assert_eq!(counters.throttled.as_secs(), 190);
+    assert_eq!(host.limits.swap.map(|limit| limit.bytes), Some(0));
 }
 
 #[test]

@@ -63,6 +63,19 @@ pub(crate) struct Cache {
     pub count: Option<usize>,
 }
 
+/// A NUMA node with CPUs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// Its number.
+    pub id: usize,
+    /// Its CPUs.
+    pub cpus: CpuSet,
+    /// Its memory.
+    pub total_bytes: Option<u64>,
+    /// What of it is free or holds pages of files.
+    pub available_bytes: Option<u64>,
+}
+
 /// The cores of a machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Topology {
@@ -70,10 +83,12 @@ pub(crate) struct Topology {
     pub cpus: Vec<LogicalCpu>,
     /// Caches, nearest first.
     pub caches: Vec<Cache>,
-    /// NUMA nodes with CPUs.
-    pub numa_nodes: Option<usize>,
+    /// NUMA nodes with CPUs, by number; empty if nothing is known.
+    pub nodes: Vec<Node>,
     /// Frequency governor of the first CPU.
     pub governor: Option<String>,
+    /// Who sets the frequency of the first CPU.
+    pub scaling_driver: Option<String>,
 }
 
 impl Topology {
@@ -88,15 +103,18 @@ impl Topology {
         for cpu in &mut cpus {
             cpu.node = nodes
                 .iter()
-                .find(|(_, set)| set.contains(cpu.id))
-                .map(|(node, _)| *node);
+                .find(|node| node.cpus.contains(cpu.id))
+                .map(|node| node.id);
         }
         Topology {
             caches: caches(root, &cpus),
-            numa_nodes: Some(nodes.len()).filter(|n| *n > 0),
+            nodes,
             governor: cpus.first().and_then(|cpu| {
                 root.text(format!("{CPUS}/cpu{}/cpufreq/scaling_governor", cpu.id))
             }),
+            scaling_driver: cpus
+                .first()
+                .and_then(|cpu| root.text(format!("{CPUS}/cpu{}/cpufreq/scaling_driver", cpu.id))),
             cpus,
         }
     }
@@ -112,6 +130,16 @@ impl Topology {
             let cores: BTreeSet<usize> = self.cpus.iter().map(LogicalCpu::core).collect();
             cores.len()
         })
+    }
+
+    /// NUMA nodes with CPUs; `None` if unknown.
+    pub(crate) fn numa_nodes(&self) -> Option<usize> {
+        Some(self.nodes.len()).filter(|n| *n > 0)
+    }
+
+    /// Highest clock of any core.
+    pub(crate) fn max_khz(&self) -> Option<u64> {
+        self.cpus.iter().filter_map(|cpu| cpu.max_khz).max()
     }
 
     /// Sockets; `None` if unknown.
@@ -205,18 +233,38 @@ fn share_of_highest(
         .map(|highest| highest * share)
 }
 
-/// NUMA nodes that have CPUs.
-fn nodes(root: &Root) -> Vec<(usize, CpuSet)> {
+/// NUMA nodes that have CPUs. Nodes of memory alone (CXL, high-bandwidth memory) have an empty list.
+fn nodes(root: &Root) -> Vec<Node> {
     let directory = "/sys/devices/system/node";
-    let names = root.names(directory);
-    let numbers = names
+    let mut nodes: Vec<Node> = root
+        .names(directory)
         .iter()
-        .filter_map(|name| name.strip_prefix("node")?.parse().ok());
-    numbers
-        .filter_map(|node: usize| {
-            Some((node, root.cpus(format!("{directory}/node{node}/cpulist"))?))
+        .filter_map(|name| {
+            let id = name.strip_prefix("node")?.parse().ok()?;
+            let cpus = root.cpus(format!("{directory}/{name}/cpulist"))?;
+            let info = root
+                .text(format!("{directory}/{name}/meminfo"))
+                .unwrap_or_default();
+            let entry = |entry: &str| node_entry_bytes(&info, entry);
+            Some(Node {
+                id,
+                cpus,
+                total_bytes: entry("MemTotal:"),
+                available_bytes: entry("MemFree:")
+                    .map(|free| free + entry("FilePages:").unwrap_or(0)),
+            })
         })
-        .collect()
+        .collect();
+    nodes.sort_by_key(|node| node.id);
+    nodes
+}
+
+/// `Node 0 MemTotal:       65536000 kB`
+fn node_entry_bytes(info: &str, name: &str) -> Option<u64> {
+    let line = info.lines().find(|line| line.contains(name))?;
+    let (_, value) = line.split_once(name)?;
+    let kilobytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kilobytes.checked_mul(1024)
 }
 
 fn caches(root: &Root, cpus: &[LogicalCpu]) -> Vec<Cache> {

@@ -410,6 +410,7 @@ fn random_host(rng: &mut StdRng, base: &Host) -> Host {
                 bytes: rng.random_range(64 << 20..16 << 30),
                 at,
             }),
+            swap: None,
         },
         memory: Memory {
             available_bytes: rng
