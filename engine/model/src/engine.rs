@@ -23,7 +23,7 @@ use crate::sampler::{Logits, Want};
 use crate::scheduler::{Command, Scheduler};
 use crate::screening::Screening;
 use crate::selftest;
-use crate::slot_file::Fingerprint;
+use crate::slot_file::{self, Fingerprint};
 use crate::tensors::TensorError;
 use crate::weights::Weights;
 
@@ -143,6 +143,7 @@ impl Engine {
                 model: model.clone(),
                 source,
             })?;
+        let fingerprint = slot_file::fingerprint(&gguf, &facts);
         let failed = |source| LoadError::Tensor {
             model: model.clone(),
             source,
@@ -184,7 +185,6 @@ impl Engine {
             decode_workers: config.decode_cpus.len(),
         };
         let pool = Pool::new(&workers(config), config.pin)?;
-        let fingerprint = weights.fingerprint(&facts);
         let screening = Screening::new(&weights.head, config.head, config.slots);
         let mut model = Model::new(&facts, weights, kernel, pool, limits);
         model.set_screening(screening);

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::facts::ModelFacts;
+use crate::gguf::Gguf;
 use crate::kv::{KvCache, KvShape};
 use crate::protocol::{KvType, SlotFault};
 
@@ -21,8 +23,31 @@ const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;
 const HASH_BYTES: usize = 32;
 
-/// SHA-256 of what keys and values depend on; see `Model::fingerprint`.
+/// Bytes at the begin and at the end of each tensor that tell its model from others.
+const SAMPLE_BYTES: usize = 64;
+
+/// Tells a model's keys and values from those of others.
 pub type Fingerprint = [u8; 32];
+
+/// SHA-256 of the graph, of all tensors' names, types and sizes, and of their first and last bytes.
+pub fn fingerprint(gguf: &Gguf, facts: &ModelFacts) -> Fingerprint {
+    let mut hash = Sha256::new();
+    let graph = (
+        facts.architecture,
+        facts.activation,
+        facts.rope,
+        facts.norm_eps,
+    );
+    let heads = (facts.n_head, facts.n_head_kv, facts.head_dim);
+    hash.update(format!("{graph:?} {heads:?}"));
+    for tensor in gguf.tensors() {
+        hash.update(format!("{} {} {:?}", tensor.name, tensor.ty, tensor.dims));
+        let data = gguf.data(tensor);
+        hash.update(&data[..SAMPLE_BYTES.min(data.len())]);
+        hash.update(&data[data.len().saturating_sub(SAMPLE_BYTES)..]);
+    }
+    hash.finalize().into()
+}
 
 /// A file on its way.
 pub struct Saving {

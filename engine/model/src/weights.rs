@@ -5,7 +5,6 @@ use std::io;
 use std::thread;
 
 use bitnet_kernels::{DenseMatrix, PackedMatrix, Packing};
-use sha2::{Digest, Sha256};
 
 use crate::facts::{Linear, ModelFacts, Norm};
 use crate::gguf::Gguf;
@@ -110,38 +109,6 @@ impl Weights {
         self.embedding = tensors::embedding(gguf, facts)?;
         self.head = tensors::head(gguf, facts)?;
         Ok(())
-    }
-
-    /// SHA-256 of what keys and values depend on: the graph, the scales of all ternary matrices, the norms. Weights
-    /// themselves are not read: training does not change them and leave all scales as they are.
-    pub fn fingerprint(&self, facts: &ModelFacts) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        let graph = (
-            facts.architecture,
-            facts.activation,
-            facts.rope,
-            facts.norm_eps,
-        );
-        let sizes = (
-            facts.n_layer,
-            facts.n_embd,
-            facts.n_ff,
-            facts.n_head,
-            facts.n_head_kv,
-        );
-        hash.update(format!(
-            "{graph:?} {sizes:?} {} {}",
-            facts.head_dim, facts.n_vocab
-        ));
-        for layer in &self.layers {
-            for projection in layer.projections() {
-                hash.update(projection.matrix.scale().to_le_bytes());
-            }
-            for norm in [&layer.attn_norm, &layer.ffn_norm] {
-                norm.iter().for_each(|w| hash.update(w.to_le_bytes()));
-            }
-        }
-        hash.finalize().into()
     }
 
     /// Keeps all matrices in memory.

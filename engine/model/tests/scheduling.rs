@@ -4,7 +4,7 @@ mod common;
 
 use bitnet_kernels::Kernel;
 use bitnet_model::protocol::{EngineConfig, Finish, KvType, Submit};
-use common::{Run, config, model, prompt, submit};
+use common::{Run, config, model, poison_embedding, prompt, submit};
 use tempfile::TempDir;
 
 const PRESETS: [&str; 3] = ["tiny", "tiny-silu", "tiny-llama"];
@@ -373,16 +373,4 @@ fn logits_that_are_no_numbers_fail_one_generation() {
         0,
         "the cache of a failed generation is not reused"
     );
-}
-
-/// Makes the embedding of one token NaN: all bits set, whatever the float type.
-fn poison_embedding(path: &std::path::Path, token: u32) {
-    let gguf = bitnet_model::gguf::Gguf::open(path).unwrap();
-    let embedding = gguf.tensor("token_embd.weight").unwrap();
-    let row_bytes = (embedding.bytes / embedding.rows()) as usize;
-    let start = embedding.offset as usize + token as usize * row_bytes;
-    let mut bytes = std::fs::read(path).unwrap();
-    bytes[start..start + row_bytes].fill(0xff);
-    std::fs::remove_file(path).unwrap();
-    std::fs::write(path, bytes).unwrap();
 }

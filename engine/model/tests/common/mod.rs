@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bitnet_model::engine::Engine;
 use bitnet_model::protocol::{
     Carried, EngineConfig, Finish, FromEngine, HeadMode, KvType, ModelSource, Overrides,
-    SamplingParams, Submit, TokenProbs,
+    SamplingParams, SlotAction, SlotFault, SlotReport, Submit, TokenProbs,
 };
 use bitnet_model::scheduler::{Command, Scheduler};
 use bitnet_model::synth::{Shape, write};
@@ -78,6 +78,18 @@ pub(crate) fn prompt(seed: u32, n: usize) -> Vec<u32> {
         .collect()
 }
 
+/// Makes the embedding of one token NaN: all bits set, whatever the float type.
+pub(crate) fn poison_embedding(path: &Path, token: u32) {
+    let gguf = bitnet_model::gguf::Gguf::open(path).unwrap();
+    let embedding = gguf.tensor("token_embd.weight").unwrap();
+    let row_bytes = (embedding.bytes / embedding.rows()) as usize;
+    let start = embedding.offset as usize + token as usize * row_bytes;
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[start..start + row_bytes].fill(0xff);
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
 /// What one generation produced.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Outcome {
@@ -119,6 +131,23 @@ impl Run {
 
     pub(crate) fn cancel(&mut self, id: u64) {
         self.scheduler.handle(Command::Cancel(id));
+    }
+
+    /// Does a slot action, and what else there is to do.
+    pub(crate) fn act(&mut self, slot: usize, action: SlotAction) -> Result<SlotReport, SlotFault> {
+        self.events.borrow_mut().clear();
+        self.scheduler.handle(Command::Slot {
+            id: 7,
+            slot,
+            action,
+        });
+        self.finish();
+        let events = self.events.borrow();
+        let answer = events.iter().find_map(|event| match event {
+            FromEngine::Slot { id: 7, result } => Some(result.clone()),
+            _ => None,
+        });
+        answer.expect("every action is answered")
     }
 
     /// Steps until nothing is left to do.
