@@ -5,24 +5,42 @@ use serde_json::{Map, Value, json};
 use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::model::Model;
+use crate::parts::Look;
 use crate::request::{Fields, expected};
+use crate::tools::{self, ToolUse};
 
-/// Renders the prompt text of a chat request.
+/// A chat request, read and rendered.
+pub(crate) struct Chat {
+    pub(crate) prompt: String,
+    pub(crate) tools: Option<ToolUse>,
+    /// What its answer may be made of.
+    pub(crate) look: Look,
+}
+
+/// Reads messages and tools, and renders the prompt.
 ///
 /// # Errors
 /// 400 for messages that are none, for parts the model can't read, and when the template refuses.
-pub(crate) fn prompt(
+pub(crate) fn read(
     body: &Map<String, Value>,
     config: &ServerConfig,
     model: &Model,
-) -> Result<String, ApiError> {
+) -> Result<Chat, ApiError> {
     let fields = Fields(body);
+    let tools = ToolUse::read(&fields)?;
     let mut messages = read_messages(&fields)?;
     let continued = continued_answer(&fields, config, &mut messages)?;
     if let Some(system) = &config.system_message
         && !messages.iter().any(|message| message["role"] == "system")
     {
         messages.insert(0, json!({ "role": "system", "content": system }));
+    }
+    let natively = model.template.knows_tools();
+    if !natively {
+        messages = tools::into_text(messages);
+        if let Some(tools) = &tools {
+            tools::inject(&mut messages, tools);
+        }
     }
     let wants_answer = fields.bool("add_generation_prompt")?.unwrap_or(true);
 
@@ -37,11 +55,37 @@ pub(crate) fn prompt(
     );
     variables.insert("bos_token".into(), json!(model.bos_text));
     variables.insert("eos_token".into(), json!(model.eos_text));
+    if let Some(tools) = tools.as_ref().filter(|_| natively) {
+        variables.insert("tools".into(), tools.list());
+    }
     let rendered = model
         .template
         .render(&variables)
         .map_err(|error| ApiError::invalid(error.to_string()))?;
-    Ok(rendered + &continued.unwrap_or_default())
+    Ok(Chat {
+        prompt: rendered + &continued.unwrap_or_default(),
+        look: Look {
+            tools: tools.is_some(),
+            reasoning: splits_reasoning(&fields, config)?,
+        },
+        tools,
+    })
+}
+
+/// `reasoning_format`: `none` leaves thoughts in the text, the others split them off.
+fn splits_reasoning(fields: &Fields<'_>, config: &ServerConfig) -> Result<bool, ApiError> {
+    match fields.get(&["reasoning_format"]) {
+        None => Ok(config.split_reasoning),
+        Some((_, Value::String(format))) => match format.as_str() {
+            "none" => Ok(false),
+            "auto" | "deepseek" | "deepseek-legacy" => Ok(true),
+            other => {
+                let problem = format!("found `{other}`, expected `none`, `auto` or `deepseek`");
+                Err(ApiError::field("reasoning_format", problem))
+            }
+        },
+        Some((name, other)) => Err(ApiError::field(name, expected("a string", other))),
+    }
 }
 
 /// A last message of the assistant is the beginning of the answer: taken off the list, put behind the prompt.
@@ -59,7 +103,10 @@ fn continued_answer(
     }
     let is_assistant =
         |message: Option<&Value>| message.is_some_and(|message| message["role"] == "assistant");
-    if !is_assistant(messages.last()) || !asked.unwrap_or(config.prefill_assistant) {
+    let calls = messages
+        .last()
+        .is_some_and(|message| message.get("tool_calls").is_some());
+    if calls || !is_assistant(messages.last()) || !asked.unwrap_or(config.prefill_assistant) {
         return Ok(None);
     }
     if messages.len() >= 2 && is_assistant(messages.get(messages.len() - 2)) {
@@ -86,7 +133,7 @@ fn read_messages(fields: &Fields<'_>) -> Result<Vec<Value>, ApiError> {
         .collect()
 }
 
-/// Keeps the other keys (`name`, `tool_calls`, ..) for the template.
+/// Keeps the other keys (`name`, ..) for the template.
 fn read_message(i: usize, message: &Value) -> Result<Value, ApiError> {
     let at = format!("messages[{i}]");
     let Value::Object(message) = message else {
@@ -118,6 +165,15 @@ fn read_message(i: usize, message: &Value) -> Result<Value, ApiError> {
     let mut message = message.clone();
     message.insert("role".into(), json!(role));
     message.insert("content".into(), json!(content));
+    match message.remove("tool_calls") {
+        None | Some(Value::Null) => {}
+        Some(calls) => {
+            let calls = tools::read_calls(&at, &calls)?;
+            if !calls.is_empty() {
+                message.insert("tool_calls".into(), Value::Array(calls));
+            }
+        }
+    }
     Ok(Value::Object(message))
 }
 
@@ -126,6 +182,7 @@ fn join_parts(at: &str, parts: &[Value]) -> Result<String, ApiError> {
     let text_of = |part: &Value| -> Result<String, ApiError> {
         let at = format!("{at}.content");
         match part["type"].as_str() {
+            Some("refusal") => Ok(part["refusal"].as_str().unwrap_or_default().to_owned()),
             Some("text" | "input_text" | "output_text") => match &part["text"] {
                 Value::String(text) => Ok(text.clone()),
                 other => Err(ApiError::field(

@@ -40,6 +40,11 @@ pub(crate) fn strftime_now(format: &str) -> String {
     strftime(format, unix_s())
 }
 
+/// `2026-01-31T12:00:00Z`
+pub(crate) fn rfc3339(unix_s: u64) -> String {
+    strftime("%Y-%m-%dT%H:%M:%SZ", unix_s)
+}
+
 fn strftime(format: &str, unix_s: u64) -> String {
     let (days, second) = (unix_s / 86_400, unix_s % 86_400);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);

@@ -6,16 +6,18 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request, State};
 use axum::response::Response;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::app::App;
+use crate::chat::Chat;
 use crate::error::ApiError;
 use crate::generate::{Run, Step};
 use crate::model::Model;
-use crate::reply;
+use crate::parts::Look;
 use crate::request::{Dialect, Params, expected};
-use crate::writer::Writer;
-use crate::{chat, prompt, stream};
+use crate::tools::ToolUse;
+use crate::writer::{AnswerWriter, Writer};
+use crate::{chat, prompt, reply, stream};
 
 /// A request body, whatever its content type says, not parsed yet.
 pub(crate) struct RawBody(pub(crate) Bytes);
@@ -60,58 +62,98 @@ impl FromRequest<Arc<App>> for RawBody {
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 impl RawBody {
+    /// The body as JSON.
+    pub(crate) fn value(&self) -> Result<Value, ApiError> {
+        let text = self.0.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.0);
+        serde_json::from_slice(text)
+            .map_err(|error| ApiError::invalid(format!("the request body is no JSON: {error}")))
+    }
+
     /// The body as a JSON object.
     pub(crate) fn object(&self) -> Result<Map<String, Value>, ApiError> {
-        let text = self.0.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.0);
-        match serde_json::from_slice(text) {
-            Ok(Value::Object(map)) => Ok(map),
-            Ok(other) => Err(ApiError::invalid(format!(
+        match self.value()? {
+            Value::Object(map) => Ok(map),
+            other => Err(ApiError::invalid(format!(
                 "the request body is no JSON object: {}",
                 expected("an object", &other)
-            ))),
-            Err(error) => Err(ApiError::invalid(format!(
-                "the request body is no JSON: {error}"
             ))),
         }
     }
 }
+
+/// A request, read: what to run, and who writes the answers.
+pub(crate) struct Asked {
+    pub(crate) params: Arc<Params>,
+    pub(crate) prompts: Vec<Vec<u32>>,
+    pub(crate) writer: Box<dyn AnswerWriter>,
+}
+
+/// Reads a body in one dialect.
+pub(crate) type Reader = fn(&Map<String, Value>, &App, &Arc<Model>) -> Result<Asked, ApiError>;
 
 /// `POST /completion`, `/completions`
 pub(crate) async fn native(
     State(app): State<Arc<App>>,
     body: RawBody,
 ) -> Result<Response, ApiError> {
-    answer(app, body, Dialect::Native).await
+    answer(app, body, |body, app, model| {
+        read_text(body, Dialect::Native, app, model)
+    })
+    .await
 }
 
 /// `POST /v1/completions`
 pub(crate) async fn text(State(app): State<Arc<App>>, body: RawBody) -> Result<Response, ApiError> {
-    answer(app, body, Dialect::Text).await
+    answer(app, body, |body, app, model| {
+        read_text(body, Dialect::Text, app, model)
+    })
+    .await
 }
 
 /// `POST /v1/chat/completions`, `/chat/completions`
 pub(crate) async fn chat(State(app): State<Arc<App>>, body: RawBody) -> Result<Response, ApiError> {
-    answer(app, body, Dialect::Chat).await
+    answer(app, body, |body, app, model| {
+        let AskedChat {
+            params,
+            prompts,
+            look,
+            ..
+        } = read_chat(body, app, model)?;
+        let writer = Writer::new(
+            Dialect::Chat,
+            Arc::clone(&params),
+            Arc::clone(model),
+            &app.config,
+            &prompts,
+            look,
+        );
+        Ok(Asked {
+            params,
+            prompts,
+            writer: Box::new(writer),
+        })
+    })
+    .await
 }
 
-async fn answer(app: Arc<App>, body: RawBody, dialect: Dialect) -> Result<Response, ApiError> {
+/// Reads, runs, and answers at once or as a stream.
+pub(crate) async fn answer(
+    app: Arc<App>,
+    body: RawBody,
+    read: Reader,
+) -> Result<Response, ApiError> {
     let model = app.ready()?;
     let preparing = (Arc::clone(&app), Arc::clone(&model));
-    let (params, prompts, mut writer) = app
+    let Asked {
+        params,
+        prompts,
+        mut writer,
+    } = app
         .prepare(move || {
             let (app, model) = preparing;
-            let body = body.object()?;
-            let params = Arc::new(Params::read(&body, dialect, &app.config, &model)?);
-            let prompts = prompts(&body, dialect, &app, &model)?;
-            params.check_choices(prompts.len())?;
-            let writer = Writer::new(
-                dialect,
-                Arc::clone(&params),
-                Arc::clone(&model),
-                &app.config,
-                &prompts,
-            );
-            Ok((params, prompts, writer))
+            let asked = read(&body.object()?, &app, &model)?;
+            asked.params.check_choices(asked.prompts.len())?;
+            Ok(asked)
         })
         .await?;
     let mut run = Run::start(app, model, Arc::clone(&params), prompts)?;
@@ -127,18 +169,83 @@ async fn answer(app: Arc<App>, body: RawBody, dialect: Dialect) -> Result<Respon
     Ok(reply::ok(&writer.reply(outcomes)))
 }
 
-fn prompts(
+fn read_text(
     body: &Map<String, Value>,
     dialect: Dialect,
     app: &App,
+    model: &Arc<Model>,
+) -> Result<Asked, ApiError> {
+    let params = Arc::new(Params::read(body, dialect, &app.config, model)?);
+    let prompts = prompt::read(body.get("prompt"), model)?;
+    let writer = Writer::new(
+        dialect,
+        Arc::clone(&params),
+        Arc::clone(model),
+        &app.config,
+        &prompts,
+        Look::default(),
+    );
+    Ok(Asked {
+        params,
+        prompts,
+        writer: Box::new(writer),
+    })
+}
+
+/// A chat request, ready to run.
+pub(crate) struct AskedChat {
+    pub(crate) params: Arc<Params>,
+    pub(crate) prompts: Vec<Vec<u32>>,
+    pub(crate) tools: Option<ToolUse>,
+    pub(crate) look: Look,
+}
+
+/// Reads a body in the form of `/v1/chat/completions`; the other chat dialects are translated into it.
+pub(crate) fn read_chat(
+    body: &Map<String, Value>,
+    app: &App,
     model: &Model,
-) -> Result<Vec<Vec<u32>>, ApiError> {
-    if dialect != Dialect::Chat {
-        return prompt::read(body.get("prompt"), model);
-    }
-    let text = chat::prompt(body, &app.config, model)?;
-    let tokens = model.tokenizer().encode(&text, true, true);
-    Ok(vec![prompt::checked(tokens, model)?])
+) -> Result<AskedChat, ApiError> {
+    let params = Params::read(body, Dialect::Chat, &app.config, model)?;
+    let Chat {
+        prompt,
+        tools,
+        look,
+    } = chat::read(body, &app.config, model)?;
+    let tokens = model.tokenizer().encode(&prompt, true, true);
+    Ok(AskedChat {
+        params: Arc::new(params),
+        prompts: vec![prompt::checked(tokens, model)?],
+        tools,
+        look,
+    })
+}
+
+/// `POST /v1/chat/completions/input_tokens`: the length of a chat's prompt.
+pub(crate) async fn input_tokens(
+    State(app): State<Arc<App>>,
+    body: RawBody,
+) -> Result<Response, ApiError> {
+    let n = count(app, body, |body| Ok(body.clone())).await?;
+    Ok(reply::ok(
+        &json!({ "object": "response.input_tokens", "input_tokens": n }),
+    ))
+}
+
+/// Prompt tokens of a body that `translate` brings into the form of `/v1/chat/completions`.
+pub(crate) async fn count(
+    app: Arc<App>,
+    body: RawBody,
+    translate: fn(&Map<String, Value>) -> Result<Map<String, Value>, ApiError>,
+) -> Result<usize, ApiError> {
+    let model = app.ready()?;
+    let preparing = Arc::clone(&app);
+    app.prepare(move || {
+        let body = translate(&body.object()?)?;
+        let chat = chat::read(&body, &preparing.config, &model)?;
+        Ok(model.tokenizer().encode(&chat.prompt, true, true).len())
+    })
+    .await
 }
 
 /// `POST /apply-template`: the prompt of a chat request, nothing generated.
@@ -149,9 +256,9 @@ pub(crate) async fn apply_template(
     let model = app.ready()?;
     let preparing = Arc::clone(&app);
     let text = app
-        .prepare(move || chat::prompt(&body.object()?, &preparing.config, &model))
+        .prepare(move || Ok(chat::read(&body.object()?, &preparing.config, &model)?.prompt))
         .await?;
-    Ok(reply::ok(&serde_json::json!({ "prompt": text })))
+    Ok(reply::ok(&json!({ "prompt": text })))
 }
 
 /// A body that is a stream of bytes.

@@ -1,9 +1,10 @@
 //! What the launcher decides about the HTTP side before a model is known. Plain data with llama-server's defaults.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use bitnet_model::protocol::SamplingParams;
+use bitnet_model::protocol::{Pooling, SamplingParams};
 use serde_json::{Map, Value};
 
 /// Settings of the HTTP server.
@@ -45,6 +46,14 @@ pub struct ServerConfig {
     pub system_message: Option<String>,
     /// A last message of the assistant is continued rather than answered.
     pub prefill_assistant: bool,
+    /// Thoughts at the front of an answer, between `<think>` and `</think>`, go into `reasoning_content`.
+    pub split_reasoning: bool,
+    /// How embeddings are made of the tokens' vectors where the request does not say; `None`: as the model's file says.
+    pub pooling: Option<Pooling>,
+    /// How embeddings are scaled where the request does not say, see `bitnet_model::pooling::normalize`.
+    pub embd_normalize: i32,
+    /// Folder of `/slots/:id?action=save|restore`; `None`: no slots are saved.
+    pub slot_save_path: Option<PathBuf>,
     /// Cross-origin rules.
     pub cors: Cors,
     /// Put before every route, for example `/llm`; empty or starting with `/`, not ending with one.
@@ -90,6 +99,10 @@ impl Default for ServerConfig {
             template_kwargs: Map::new(),
             system_message: None,
             prefill_assistant: true,
+            split_reasoning: false,
+            pooling: None,
+            embd_normalize: 2,
+            slot_save_path: None,
             cors: Cors::default(),
             api_prefix: String::new(),
             slots_endpoint: true,

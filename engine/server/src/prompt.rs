@@ -26,40 +26,69 @@ pub(crate) fn read(value: Option<&Value>, model: &Model) -> Result<Vec<Vec<u32>>
         None | Some(Value::Null) => return Err(ApiError::field("prompt", "is missing")),
         Some(value) => value,
     };
-    let prompts = match value {
-        Value::Array(items) if items.is_empty() => vec![Vec::new()],
-        // With a number in it, an array is one prompt; else each element is.
-        Value::Array(items) if !items.iter().any(Value::is_number) => items
-            .iter()
-            .map(|item| tokens_of(item, model))
-            .collect::<Result<_, _>>()?,
-        one => vec![tokens_of(one, model)?],
-    };
-    prompts
+    several("prompt", value, model)?
         .into_iter()
         .map(|tokens| checked(tokens, model))
         .collect()
 }
 
+/// Reads texts to embed under the name of their field; none is empty, all are shorter than a slot's context.
+pub(crate) fn read_texts(
+    name: &str,
+    value: &Value,
+    model: &Model,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    let is_empty = |value: &Value| match value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    };
+    if is_empty(value)
+        || value
+            .as_array()
+            .is_some_and(|items| items.iter().any(is_empty))
+    {
+        return Err(ApiError::field(name, "must not be empty"));
+    }
+    let n_ctx = model.card.slot_context;
+    let texts = several(name, value, model)?;
+    match texts.iter().map(Vec::len).find(|n| *n == 0 || *n > n_ctx) {
+        None => Ok(texts),
+        Some(0) => Err(ApiError::field(name, "must not be empty")),
+        Some(n) => Err(ApiError::exceeds_context(n, n_ctx)),
+    }
+}
+
+/// With a number in it, an array is one prompt; else each element is.
+fn several(name: &str, value: &Value, model: &Model) -> Result<Vec<Vec<u32>>, ApiError> {
+    match value {
+        Value::Array(items) if items.is_empty() => Ok(vec![Vec::new()]),
+        Value::Array(items) if !items.iter().any(Value::is_number) => items
+            .iter()
+            .map(|item| tokens_of(name, item, model))
+            .collect(),
+        one => Ok(vec![tokens_of(name, one, model)?]),
+    }
+}
+
 /// One prompt: a string, an array of strings and ids, or an object with `prompt_string`.
-fn tokens_of(value: &Value, model: &Model) -> Result<Vec<u32>, ApiError> {
+fn tokens_of(name: &str, value: &Value, model: &Model) -> Result<Vec<u32>, ApiError> {
     match value {
         Value::String(text) => Ok(model.tokenizer().encode(text, true, true)),
-        Value::Array(items) => mixed("prompt", items, model, IN_PROMPTS),
+        Value::Array(items) => mixed(name, items, model, IN_PROMPTS),
         Value::Object(map) => match (map.get("prompt_string"), map.get("multimodal_data")) {
             (Some(Value::String(text)), data)
                 if data.is_none_or(|data| data.as_array().is_some_and(Vec::is_empty)) =>
             {
                 Ok(model.tokenizer().encode(text, true, true))
             }
-            (Some(Value::String(_)), _) => Err(ApiError::unsupported_field(
-                "prompt",
-                "the model reads text",
-            )),
-            _ => Err(ApiError::field("prompt", "an object needs `prompt_string`")),
+            (Some(Value::String(_)), _) => {
+                Err(ApiError::unsupported_field(name, "the model reads text"))
+            }
+            _ => Err(ApiError::field(name, "an object needs `prompt_string`")),
         },
         other => Err(ApiError::field(
-            "prompt",
+            name,
             expected("a string or an array", other),
         )),
     }

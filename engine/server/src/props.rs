@@ -9,9 +9,11 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::backend::SlotView;
+use crate::completion::RawBody;
 use crate::error::ApiError;
 use crate::model::Model;
 use crate::reply::{self, object};
+use crate::request::expected;
 use crate::template::builtin_names;
 use crate::values::sampling_json;
 
@@ -36,8 +38,8 @@ pub(crate) async fn props(State(app): State<Arc<App>>) -> Result<Response, ApiEr
         "chat_templates_built_in": builtin_names().collect::<Vec<_>>(),
         "chat_template_caps": {
             "supports_system_role": true,
-            "supports_tools": false,
-            "supports_tool_calls": false,
+            "supports_tools": model.template.knows_tools(),
+            "supports_tool_calls": model.template.knows_tools(),
         },
         "bos_token": model.bos_text,
         "eos_token": model.eos_text,
@@ -142,11 +144,18 @@ pub(crate) async fn adapters() -> Response {
     reply::ok(&json!([]))
 }
 
-/// `POST /lora-adapters`
-pub(crate) async fn set_adapters() -> ApiError {
-    ApiError::not_supported(
-        "This server does not support LoRA adapters: they cannot be applied to ternary weights",
-    )
+/// `POST /lora-adapters`: an empty list asks for nothing.
+pub(crate) async fn set_adapters(body: RawBody) -> Result<Response, ApiError> {
+    match body.value()? {
+        Value::Array(scales) if scales.is_empty() => Ok(reply::ok(&json!({ "success": true }))),
+        Value::Array(_) => Err(ApiError::not_supported(
+            "This server does not support LoRA adapters: they cannot be applied to ternary weights",
+        )),
+        other => Err(ApiError::invalid(format!(
+            "the request body: {}",
+            expected("an array", &other)
+        ))),
+    }
 }
 
 /// `GET /models`, `/v1/models`
@@ -217,7 +226,7 @@ fn models_json(app: &App, model: &Model) -> Value {
 }
 
 /// `2.4B`
-fn parameter_size(n_params: u64) -> String {
+pub(crate) fn parameter_size(n_params: u64) -> String {
     match n_params as f64 {
         n if n >= 1e9 => format!("{:.1}B", n / 1e9),
         n if n >= 1e6 => format!("{:.1}M", n / 1e6),

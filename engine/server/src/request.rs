@@ -256,22 +256,7 @@ fn refuse_what_is_missing(fields: &Fields<'_>) -> Result<(), ApiError> {
             return Err(ApiError::unsupported_field(name, why));
         }
     }
-    let asks_for_tools = fields
-        .get(&["tools"])
-        .is_some_and(|(_, tools)| !is_empty(tools));
-    let choice = fields.get(&["tool_choice"]).map(|(_, choice)| choice);
-    match choice.map(|choice| choice.as_str()) {
-        Some(Some("none")) => Ok(()),
-        None | Some(Some("auto")) if asks_for_tools => Err(ApiError::unsupported_field(
-            "tools",
-            "tool calls are not available",
-        )),
-        None | Some(Some("auto")) => Ok(()),
-        Some(_) => Err(ApiError::unsupported_field(
-            "tool_choice",
-            "tool calls are not available",
-        )),
-    }
+    Ok(())
 }
 
 fn is_empty(value: &Value) -> bool {

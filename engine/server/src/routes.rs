@@ -8,14 +8,13 @@ use axum::routing::{any, get, post};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::{completion, front, health, metrics, page, props, tokens};
+use crate::{
+    completion, embeddings, front, health, messages, metrics, ollama, page, props, responses,
+    slots, tokens,
+};
 
 /// Routes other llama-servers have and this one answers with 501, and why.
 const NOT_SUPPORTED: &[(&[&str], &str)] = &[
-    (
-        &["/embedding", "/embeddings", "/v1/embeddings"],
-        "This server does not support embeddings: the model generates text",
-    ),
     (
         &["/infill"],
         "This server does not support infill: the model's vocabulary has no fill-in-the-middle tokens",
@@ -25,25 +24,8 @@ const NOT_SUPPORTED: &[(&[&str], &str)] = &[
         "This server does not support reranking: the model generates text",
     ),
     (
-        &[
-            "/responses",
-            "/v1/responses",
-            "/responses/input_tokens",
-            "/v1/responses/input_tokens",
-        ],
-        "This server does not support the Responses API; use `/v1/chat/completions`",
-    ),
-    (
-        &["/v1/messages", "/v1/messages/count_tokens"],
-        "This server does not support the Messages API; use `/v1/chat/completions`",
-    ),
-    (
         &["/v1/audio/transcriptions"],
         "This server does not support audio: the model reads text",
-    ),
-    (
-        &["/slots/{id}"],
-        "This server does not support saving and restoring slots",
     ),
 ];
 
@@ -69,6 +51,27 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             &["/chat/completions", "/v1/chat/completions"],
             completion::chat,
         )
+        .post(
+            &[
+                "/chat/completions/input_tokens",
+                "/v1/chat/completions/input_tokens",
+            ],
+            completion::input_tokens,
+        )
+        .post(&["/responses", "/v1/responses"], responses::create)
+        .post(
+            &["/responses/input_tokens", "/v1/responses/input_tokens"],
+            responses::input_tokens,
+        )
+        .post(&["/v1/messages"], messages::create)
+        .post(&["/v1/messages/count_tokens"], messages::count_tokens)
+        .post(&["/v1/embeddings"], embeddings::openai)
+        .post(&["/embedding", "/embeddings"], embeddings::native)
+        .post(&["/slots/{id}"], slots::act)
+        .get(&["/api/version"], ollama::version)
+        .get(&["/api/tags"], ollama::tags)
+        .post(&["/api/chat"], ollama::chat)
+        .post(&["/api/generate"], ollama::generate)
         .post(&["/apply-template"], completion::apply_template)
         .post(&["/tokenize"], tokens::tokenize)
         .post(&["/detokenize"], tokens::detokenize);

@@ -1,4 +1,4 @@
-//! Server-sent events: `data: {json}` frames, a comment line in long silences, errors where they belong.
+//! Streams: server-sent events or JSON lines, a comment line in long silences, errors where they belong.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -8,14 +8,13 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::completion::stream_body;
 use crate::error::ApiError;
 use crate::generate::{Run, Step};
 use crate::request::Params;
-use crate::writer::Writer;
+use crate::writer::{AnswerWriter, Frame, Framing};
 
 /// The head of the answer waits this long for the first token, so that an early error can be a plain HTTP error.
 const FIRST_TOKEN_WAIT: Duration = Duration::from_secs(5);
@@ -28,16 +27,18 @@ const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 /// When the generation fails before its first token.
 pub(crate) async fn respond(
     mut run: Run,
-    writer: Writer,
+    writer: Box<dyn AnswerWriter>,
     params: &Arc<Params>,
 ) -> Result<Response, ApiError> {
+    let framing = writer.framing();
     let early = first_steps(&mut run, params).await?;
     let mut response = Response::new(stream_body(frames(run, writer, params.sse_ping, early)));
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/event-stream"),
-    );
+    let content_type = match framing {
+        Framing::Events | Framing::EventsThenDone => "text/event-stream",
+        Framing::Lines => "application/x-ndjson",
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
@@ -60,10 +61,11 @@ async fn first_steps(run: &mut Run, params: &Params) -> Result<VecDeque<Step>, A
 
 fn frames(
     mut run: Run,
-    mut writer: Writer,
+    mut writer: Box<dyn AnswerWriter>,
     ping: Duration,
     mut early: VecDeque<Step>,
 ) -> impl futures_core::Stream<Item = Result<Bytes, Infallible>> {
+    let framing = writer.framing();
     async_stream::stream! {
         loop {
             let step = match early.pop_front() {
@@ -71,7 +73,9 @@ fn frames(
                 None => match timeout(ping, run.next()).await {
                     Ok(step) => step,
                     Err(_) => {
-                        yield Ok(PING);
+                        if framing != Framing::Lines {
+                            yield Ok(PING);
+                        }
                         continue;
                     }
                 },
@@ -79,25 +83,30 @@ fn frames(
             match step {
                 Ok(Some(step)) => {
                     for frame in writer.frames(step) {
-                        yield Ok(data(&frame));
+                        yield Ok(bytes(&frame, framing));
                     }
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    yield Ok(data(&error.body()));
+                    yield Ok(bytes(&writer.error_frame(&error), framing));
                     return;
                 }
             }
         }
         for frame in writer.last_frames() {
-            yield Ok(data(&frame));
+            yield Ok(bytes(&frame, framing));
         }
-        if writer.has_done_line() {
+        if framing == Framing::EventsThenDone {
             yield Ok(DONE);
         }
     }
 }
 
-fn data(frame: &Value) -> Bytes {
-    format!("data: {frame}\n\n").into()
+fn bytes(frame: &Frame, framing: Framing) -> Bytes {
+    let data = &frame.data;
+    match (framing, frame.event) {
+        (Framing::Lines, _) => format!("{data}\n").into(),
+        (_, Some(event)) => format!("event: {event}\ndata: {data}\n\n").into(),
+        (_, None) => format!("data: {data}\n\n").into(),
+    }
 }

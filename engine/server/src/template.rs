@@ -20,6 +20,8 @@ use crate::clock;
 const FUEL: u64 = 20_000_000;
 /// Nested calls in a template.
 const RECURSION: usize = 64;
+/// A template's text, in bytes.
+const TEXT_BYTES: usize = 1 << 20;
 /// Rendered prompt, in bytes.
 const OUTPUT_BYTES: usize = 64 << 20;
 const NAME: &str = "chat";
@@ -91,6 +93,7 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     text: String,
     source: TemplateSource,
+    knows_tools: bool,
 }
 
 impl ChatTemplate {
@@ -146,9 +149,16 @@ impl ChatTemplate {
             clock::strftime_now(&format)
         });
         env.add_filter("tojson", tojson);
+        if text.len() > TEXT_BYTES {
+            let problem = format!("{} bytes long, at most {TEXT_BYTES} are read", text.len());
+            return Err(TemplateError(problem));
+        }
         env.add_template_owned(NAME, without_generation_tags(text))?;
+        let names = env.get_template(NAME)?.undeclared_variables(false);
+        let knows_tools = names.contains("tools") && text.contains("<tool_call>");
         Ok(ChatTemplate {
             env,
+            knows_tools,
             text: text.to_owned(),
             source,
         })
@@ -157,6 +167,11 @@ impl ChatTemplate {
     /// The template's text.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// It writes the list of tools itself, and asks for calls in the `<tool_call>` form.
+    pub fn knows_tools(&self) -> bool {
+        self.knows_tools
     }
 
     /// Where it comes from.

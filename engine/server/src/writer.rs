@@ -1,8 +1,12 @@
-//! Writes the answers of the generation routes: llama-server's native objects, OpenAI's text and chat objects, and their
-//! stream frames. Pure: steps in, values out.
+//! Writes the answers of the generation routes: whole replies and stream frames, in each dialect. Pure: steps in, values out.
+//!
+//! [`Writer`] is llama-server's native form and OpenAI's text and chat forms; the others stand in their own files.
 
+mod messages;
 mod native;
+mod ollama;
 mod openai;
+mod responses;
 
 use std::sync::Arc;
 
@@ -11,13 +15,58 @@ use serde_json::{Map, Value, json};
 
 use crate::clock;
 use crate::config::ServerConfig;
+use crate::error::ApiError;
 use crate::generate::{Delta, Outcome, Step, Timings};
 use crate::model::Model;
+use crate::parts::{Look, PartReader};
 use crate::reply::{finite, object, random_id};
 use crate::request::{Dialect, Params};
 use crate::values::timings_json;
 
-/// Writes the answers of one request in its dialect. One per request: ids and times stay the same over a stream.
+pub(crate) use messages::MessagesWriter;
+pub(crate) use ollama::{OllamaForm, OllamaWriter};
+pub(crate) use responses::ResponsesWriter;
+
+/// Writes the answers of one request. One per request: ids and times stay the same over a stream.
+pub(crate) trait AnswerWriter: Send {
+    /// The frames of one step of a stream.
+    fn frames(&mut self, step: Step) -> Vec<Frame>;
+    /// Frames after the last answer has ended.
+    fn last_frames(&mut self) -> Vec<Frame>;
+    /// The frame of an error after the stream has begun.
+    fn error_frame(&mut self, error: &ApiError) -> Frame;
+    /// The reply when nothing is streamed; `outcomes` by index.
+    fn reply(&mut self, outcomes: Vec<(usize, Outcome)>) -> Value;
+    /// How frames stand in the stream.
+    fn framing(&self) -> Framing;
+}
+
+/// One frame of a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Frame {
+    /// The name of a server-sent event, where the dialect has names.
+    pub(crate) event: Option<&'static str>,
+    pub(crate) data: Value,
+}
+
+impl From<Value> for Frame {
+    fn from(data: Value) -> Self {
+        Frame { event: None, data }
+    }
+}
+
+/// How frames stand in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// Server-sent events.
+    Events,
+    /// Server-sent events, and the line `data: [DONE]` at the end.
+    EventsThenDone,
+    /// A JSON object per line.
+    Lines,
+}
+
+/// llama-server's and OpenAI's text and chat forms.
 pub(crate) struct Writer {
     dialect: Dialect,
     params: Arc<Params>,
@@ -27,12 +76,16 @@ pub(crate) struct Writer {
     fingerprint: String,
     /// Several answers were asked for.
     many: bool,
+    look: Look,
     /// Per answer.
     choices: Vec<WriterChoice>,
 }
 
-#[derive(Default)]
 struct WriterChoice {
+    /// Takes a chat's text apart.
+    reader: PartReader,
+    /// Calls begun in the stream.
+    calls: usize,
     /// Its role, or the echoed prompt, was sent.
     begun: bool,
     /// Probabilities of tokens whose text is not out yet.
@@ -55,6 +108,7 @@ impl Writer {
         model: Arc<Model>,
         config: &ServerConfig,
         prompts: &[Vec<u32>],
+        look: Look,
     ) -> Self {
         let echo_of = |prompt: &Vec<u32>| match params.echo && dialect == Dialect::Text {
             true => model.text_without_bos(prompt),
@@ -65,8 +119,12 @@ impl Writer {
             .flat_map(|prompt| {
                 let echo = echo_of(prompt);
                 (0..params.n).map(move |_| WriterChoice {
+                    reader: PartReader::new(look),
+                    calls: 0,
+                    begun: false,
+                    logprobs: Vec::new(),
                     echo: echo.clone(),
-                    ..WriterChoice::default()
+                    ended: None,
                 })
             })
             .collect::<Vec<_>>();
@@ -81,53 +139,10 @@ impl Writer {
             created: clock::unix_s(),
             fingerprint: config.build.clone(),
             many: choices.len() > 1,
+            look,
             choices,
             params,
             model,
-        }
-    }
-
-    /// The frames of one step of a stream.
-    pub(crate) fn frames(&mut self, step: Step) -> Vec<Value> {
-        match self.dialect {
-            Dialect::Native => self.native_frames(step),
-            Dialect::Text => self.text_frames(step),
-            Dialect::Chat => self.chat_frames(step),
-        }
-    }
-
-    /// Frames after the last answer has ended.
-    pub(crate) fn last_frames(&self) -> Vec<Value> {
-        if self.dialect == Dialect::Native || !self.params.include_usage {
-            return Vec::new();
-        }
-        let mut chunk = self.chunk(json!([]));
-        chunk.insert("usage".into(), self.usage());
-        chunk.insert("timings".into(), self.first_timings());
-        vec![Value::Object(chunk)]
-    }
-
-    /// OpenAI's streams end with this line, native ones do not.
-    pub(crate) fn has_done_line(&self) -> bool {
-        self.dialect != Dialect::Native
-    }
-
-    /// The reply when nothing is streamed; `outcomes` by index.
-    pub(crate) fn reply(&mut self, mut outcomes: Vec<(usize, Outcome)>) -> Value {
-        outcomes.sort_by_key(|(index, _)| *index);
-        for (index, outcome) in &outcomes {
-            self.choices[*index].ended = Some(Ended::of(outcome));
-        }
-        match self.dialect {
-            Dialect::Native if self.many => outcomes
-                .iter()
-                .map(|(index, one)| self.native_final(*index, one, &one.text))
-                .collect(),
-            Dialect::Native => outcomes.first().map_or(Value::Null, |(index, one)| {
-                self.native_final(*index, one, &one.text)
-            }),
-            Dialect::Text => self.text_reply(&outcomes),
-            Dialect::Chat => self.chat_reply(&outcomes),
         }
     }
 
@@ -239,6 +254,56 @@ impl Writer {
             json!(top),
         );
         Value::Object(one)
+    }
+}
+
+impl AnswerWriter for Writer {
+    fn frames(&mut self, step: Step) -> Vec<Frame> {
+        let frames = match self.dialect {
+            Dialect::Native => self.native_frames(step),
+            Dialect::Text => self.text_frames(step),
+            Dialect::Chat => self.chat_frames(step),
+        };
+        frames.into_iter().map(Frame::from).collect()
+    }
+
+    fn last_frames(&mut self) -> Vec<Frame> {
+        if self.dialect == Dialect::Native || !self.params.include_usage {
+            return Vec::new();
+        }
+        let mut chunk = self.chunk(json!([]));
+        chunk.insert("usage".into(), self.usage());
+        chunk.insert("timings".into(), self.first_timings());
+        vec![Value::Object(chunk).into()]
+    }
+
+    fn error_frame(&mut self, error: &ApiError) -> Frame {
+        error.body().into()
+    }
+
+    fn reply(&mut self, mut outcomes: Vec<(usize, Outcome)>) -> Value {
+        outcomes.sort_by_key(|(index, _)| *index);
+        for (index, outcome) in &outcomes {
+            self.choices[*index].ended = Some(Ended::of(outcome));
+        }
+        match self.dialect {
+            Dialect::Native if self.many => outcomes
+                .iter()
+                .map(|(index, one)| self.native_final(*index, one, &one.text))
+                .collect(),
+            Dialect::Native => outcomes.first().map_or(Value::Null, |(index, one)| {
+                self.native_final(*index, one, &one.text)
+            }),
+            Dialect::Text => self.text_reply(&outcomes),
+            Dialect::Chat => self.chat_reply(&outcomes),
+        }
+    }
+
+    fn framing(&self) -> Framing {
+        match self.dialect {
+            Dialect::Native => Framing::Events,
+            Dialect::Text | Dialect::Chat => Framing::EventsThenDone,
+        }
     }
 }
 

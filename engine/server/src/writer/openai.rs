@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Ended, Writer};
 use crate::generate::{Outcome, Step, StopType};
+use crate::parts::{Look, Part, PartReader};
 use crate::reply::object;
 use crate::values::{progress_json, timings_json};
 
@@ -103,10 +104,11 @@ impl Writer {
 impl Writer {
     pub(super) fn chat_reply(&self, outcomes: &[(usize, Outcome)]) -> Value {
         let choice = |(index, one): &(usize, Outcome)| {
+            let (message, called) = message(self.look, &one.text);
             let mut choice = object(json!({
-                "finish_reason": finish_reason(&one.stop),
+                "finish_reason": if called { "tool_calls" } else { finish_reason(&one.stop) },
                 "index": index,
-                "message": { "role": "assistant", "content": one.text },
+                "message": message,
             }));
             if self.params.sampling.n_probs > 0 {
                 choice.insert("logprobs".into(), self.outcome_logprobs(one));
@@ -144,8 +146,9 @@ impl Writer {
             }
             Step::Token { delta, .. } => {
                 self.keep_logprobs(index, &delta);
-                if !delta.text.is_empty() {
-                    let mut chunk = self.chat_text(index, &delta.text);
+                let parts = self.choices[index].reader.push(&delta.text);
+                for part in parts {
+                    let mut chunk = self.chat_part(index, part);
                     if self.params.timings_per_token {
                         chunk.insert("timings".into(), timings_json(&delta.timings));
                     }
@@ -154,11 +157,22 @@ impl Writer {
             }
             Step::End { outcome, .. } => {
                 self.choices[index].ended = Some(Ended::of(&outcome));
-                if !outcome.tail.is_empty() || !self.choices[index].logprobs.is_empty() {
-                    frames.push(self.chat_text(index, &outcome.tail));
+                let reader = &mut self.choices[index].reader;
+                let mut parts = reader.push(&outcome.tail);
+                parts.extend(reader.finish());
+                let called = reader.called();
+                for part in parts {
+                    frames.push(self.chat_part(index, part));
                 }
-                let mut chunk =
-                    self.chat_chunk(index, json!({}), Some(finish_reason(&outcome.stop)));
+                if !self.choices[index].logprobs.is_empty() {
+                    frames.push(self.chat_delta(index, json!({ "content": "" })));
+                }
+                let reason = if called {
+                    "tool_calls"
+                } else {
+                    finish_reason(&outcome.stop)
+                };
+                let mut chunk = self.chat_chunk(index, json!({}), Some(reason));
                 chunk.insert("timings".into(), timings_json(&outcome.timings));
                 self.add_verbose(&mut chunk, &[(index, *outcome)]);
                 frames.push(chunk);
@@ -167,9 +181,30 @@ impl Writer {
         frames.into_iter().map(Value::Object).collect()
     }
 
-    fn chat_text(&mut self, index: usize, text: &str) -> Map<String, Value> {
+    fn chat_part(&mut self, index: usize, part: Part) -> Map<String, Value> {
+        let delta = match part {
+            Part::Text(text) => json!({ "content": text }),
+            Part::Reasoning(text) => json!({ "reasoning_content": text }),
+            Part::Call { id, name } => {
+                self.choices[index].calls += 1;
+                json!({ "tool_calls": [{
+                    "index": self.choices[index].calls - 1,
+                    "id": id,
+                    "type": "function",
+                    "function": { "name": name, "arguments": "" },
+                }] })
+            }
+            Part::Arguments(piece) => json!({ "tool_calls": [{
+                "index": self.choices[index].calls.saturating_sub(1),
+                "function": { "arguments": piece },
+            }] }),
+        };
+        self.chat_delta(index, delta)
+    }
+
+    fn chat_delta(&mut self, index: usize, delta: Value) -> Map<String, Value> {
         let logprobs = self.take_logprobs(index);
-        let mut chunk = self.chat_chunk(index, json!({ "content": text }), None);
+        let mut chunk = self.chat_chunk(index, delta, None);
         if !logprobs.is_null() {
             chunk["choices"][0]["logprobs"] = logprobs;
         }
@@ -179,6 +214,41 @@ impl Writer {
     fn chat_chunk(&self, index: usize, delta: Value, finish: Option<&str>) -> Map<String, Value> {
         self.chunk(json!([{ "finish_reason": finish, "index": index, "delta": delta }]))
     }
+}
+
+/// An answer as OpenAI's message, and whether it calls tools.
+fn message(look: Look, text: &str) -> (Value, bool) {
+    let mut content = String::new();
+    let mut reasoning = String::new();
+    let mut calls: Vec<Value> = Vec::new();
+    for part in PartReader::read(look, text) {
+        match part {
+            Part::Text(text) => content.push_str(&text),
+            Part::Reasoning(text) => reasoning.push_str(&text),
+            Part::Call { id, name } => calls.push(json!({
+                "id": id,
+                "type": "function",
+                "function": { "name": name, "arguments": "" },
+            })),
+            Part::Arguments(text) => {
+                if let Some(call) = calls.last_mut() {
+                    call["function"]["arguments"] = json!(text);
+                }
+            }
+        }
+    }
+    let mut message = object(json!({ "role": "assistant", "content": content }));
+    if !reasoning.is_empty() {
+        message.insert("reasoning_content".into(), json!(reasoning));
+    }
+    let called = !calls.is_empty();
+    if called {
+        if content.is_empty() {
+            message.insert("content".into(), Value::Null);
+        }
+        message.insert("tool_calls".into(), Value::Array(calls));
+    }
+    (Value::Object(message), called)
 }
 
 fn finish_reason(stop: &StopType) -> &'static str {

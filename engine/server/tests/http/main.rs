@@ -3,7 +3,9 @@
 mod backend;
 mod bad_input;
 mod client;
+mod dialects;
 mod life;
 mod server;
 mod shapes;
 mod streams;
+mod tools;

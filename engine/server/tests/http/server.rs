@@ -18,7 +18,7 @@ use crate::backend::{Script, ScriptedBackend};
 use crate::client::{self, Reply};
 
 pub(crate) const SLOTS: usize = 2;
-pub(crate) const SLOT_CONTEXT: usize = 256;
+pub(crate) const SLOT_CONTEXT: usize = 1024;
 
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
