@@ -1,0 +1,377 @@
+//! The steps of a forward pass: each is handed to the pool and done when all workers are.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bitnet_kernels::{Attend, DenseMatrix, Kernel, QuantRows};
+
+use super::Entry;
+use super::buffers::{
+    DECODE_PART, PARTS_PER_WORKER, PREFILL_PART, Rows, SHORT_BATCH, Scratch, Shape, turns_of,
+};
+use crate::kv::{HeadCells, HeadCellsMut, KvCache};
+use crate::os::split_columns;
+use crate::pool::Pool;
+use crate::protocol::Activation;
+use crate::sampler::Want;
+use crate::screening::{Crew, Job, Screening};
+use crate::weights::{Layer, Projection, Weights};
+
+/// The threads of one batch, and its steps.
+pub(super) struct Step<'a> {
+    pub(super) kernel: Kernel,
+    pub(super) shape: &'a Shape,
+    pub(super) pool: &'a mut Pool,
+    pub(super) scratch: &'a [Mutex<Scratch>],
+    pub(super) n_workers: usize,
+    pub(super) n_tokens: usize,
+}
+
+impl Step<'_> {
+    pub(super) fn embed(&mut self, batch: &[Entry], embedding: &DenseMatrix, x: &mut [f32]) {
+        let kernel = self.kernel;
+        let rows = batch.iter().zip(x.chunks_exact_mut(self.shape.n_embd));
+        let n_workers = self.workers_for_rows();
+        self.pool.for_each(n_workers, rows, |_, (entry, row)| {
+            kernel.dense_row(embedding, entry.token as usize, row)
+        });
+    }
+
+    /// `x += Wo attend(Wq h, Wk h, Wv h)` with `h = norm(x)`.
+    pub(super) fn attention(
+        &mut self,
+        number: usize,
+        layer: &Layer,
+        b: &mut Rows<'_>,
+        kv: &mut KvCache,
+    ) {
+        self.norm_quantize(b.x, Some(&layer.attn_norm), b.quant);
+        self.project(
+            [
+                (&layer.q, &mut *b.q),
+                (&layer.k, &mut *b.k),
+                (&layer.v, &mut *b.v),
+            ],
+            b.quant,
+        );
+        self.store(number, b, kv);
+        self.attend(number, b, kv);
+        self.norm_quantize(b.attn, layer.attn_sub_norm.as_deref(), b.quant);
+        self.project_add(&layer.attn_output, b.quant, b.x);
+    }
+
+    /// `x += Wdown (act(Wgate h) * Wup h)` with `h = norm(x)`.
+    pub(super) fn feed_forward(&mut self, layer: &Layer, b: &mut Rows<'_>) {
+        self.norm_quantize(b.x, Some(&layer.ffn_norm), b.quant);
+        self.project_gated(&layer.gate, &layer.up, b.quant, b.gated);
+        self.norm_quantize(b.gated, layer.ffn_sub_norm.as_deref(), b.quant);
+        self.project_add(&layer.down, b.quant, b.x);
+    }
+
+    /// Logits of the entries that want them: all by the full head, or the best by screening.
+    pub(super) fn head(
+        &mut self,
+        batch: &[Entry],
+        wants: &[Want<'_>],
+        weights: &Weights,
+        mut screening: Option<&mut Screening>,
+        b: &mut Rows<'_>,
+    ) {
+        b.is_screened.clear();
+        if b.last.is_empty() {
+            return;
+        }
+        let (kernel, shape) = (self.kernel, self.shape);
+        let wanted = batch.iter().zip(b.x.chunks_exact(shape.n_embd));
+        let wanted = wanted
+            .filter(|(entry, _)| entry.wants_logits)
+            .map(|(_, row)| row);
+        for (row, out) in wanted.zip(b.last.chunks_exact_mut(shape.n_embd)) {
+            kernel.rms_norm(row, &weights.output_norm, shape.eps, out);
+        }
+        let last = b.last.chunks_exact(shape.n_embd);
+        let wants = wants.iter().copied().chain(std::iter::repeat(Want::All));
+        let mut inputs: [Vec<&[f32]>; 2] = Default::default();
+        let mut screened_wants = Vec::new();
+        for (input, want) in last.zip(wants) {
+            let place = screened_wants.len();
+            let is_screened = screening
+                .as_mut()
+                .is_some_and(|it| it.can_screen(place, input, want));
+            if is_screened {
+                screened_wants.push(want);
+            }
+            b.is_screened.push(is_screened);
+            inputs[usize::from(is_screened)].push(input);
+        }
+        let [full, screened] = &inputs;
+        let (logits, lower) = b.logits.split_at_mut(full.len() * shape.n_vocab);
+        if !full.is_empty() {
+            self.full_head(&weights.head, full, logits);
+        }
+        if let Some(screening) = screening.filter(|_| !screened.is_empty()) {
+            let mut crew = Crew {
+                kernel,
+                pool: self.pool,
+                n_workers: self.n_workers,
+            };
+            let job = Job {
+                inputs: screened,
+                wants: &screened_wants,
+                lower,
+            };
+            screening.find(&mut crew, job);
+        }
+    }
+
+    /// `logits: [inputs, n_vocab]`
+    pub(super) fn full_head(&mut self, head: &DenseMatrix, inputs: &[&[f32]], logits: &mut [f32]) {
+        let (kernel, scratch, n_vocab) = (self.kernel, self.scratch, self.shape.n_vocab);
+        let columns = split_columns(logits, inputs.len(), n_vocab, self.part(n_vocab));
+        self.pool.run(self.n_workers, &|worker| {
+            let rows = &mut lock(&scratch[worker]).rows;
+            while let Some(part) = columns.take() {
+                let range = part.range();
+                rows.with(part.rows(), |out| {
+                    kernel.dense_matmul(head, range, inputs, out)
+                });
+            }
+        });
+    }
+
+    /// Each row of `x`, normed unless `norm` is `None`, as int8.
+    pub(super) fn norm_quantize(&mut self, x: &[f32], norm: Option<&[f32]>, quant: &mut QuantRows) {
+        let (kernel, eps, scratch) = (self.kernel, self.shape.eps, self.scratch);
+        let cols = x.len() / self.n_tokens;
+        quant.resize(self.n_tokens, cols);
+        let rows = x.chunks_exact(cols).zip(quant.rows_mut());
+        self.pool.for_each(
+            self.workers_for_rows(),
+            rows,
+            |worker, (row, out)| match norm {
+                None => kernel.quantize(row, out),
+                Some(norm) => {
+                    let normed = &mut lock(&scratch[worker]).row[..cols];
+                    kernel.rms_norm(row, norm, eps, normed);
+                    kernel.quantize(normed, out);
+                }
+            },
+        );
+    }
+
+    /// Several products of the same input: `out[t] = W x[t] + bias`.
+    pub(super) fn project<const N: usize>(
+        &mut self,
+        pairs: [(&Projection, &mut [f32]); N],
+        x: &QuantRows,
+    ) {
+        let (kernel, scratch, n_tokens) = (self.kernel, self.scratch, self.n_tokens);
+        let pairs = pairs.map(|(projection, out)| {
+            let n_rows = projection.matrix.rows();
+            (
+                projection,
+                split_columns(out, n_tokens, n_rows, self.part(n_rows)),
+            )
+        });
+        self.pool.run(self.n_workers, &|worker| {
+            let rows = &mut lock(&scratch[worker]).rows;
+            for (projection, columns) in &pairs {
+                while let Some(part) = columns.take() {
+                    let range = part.range();
+                    rows.with(part.rows(), |out| projection.apply(kernel, range, x, out));
+                }
+            }
+        });
+    }
+
+    /// `x[t] += W input[t] + bias`.
+    pub(super) fn project_add(
+        &mut self,
+        projection: &Projection,
+        input: &QuantRows,
+        x: &mut [f32],
+    ) {
+        let (kernel, scratch, n_tokens) = (self.kernel, self.scratch, self.n_tokens);
+        let n_rows = projection.matrix.rows();
+        let columns = split_columns(x, n_tokens, n_rows, self.part(n_rows));
+        self.pool.run(self.n_workers, &|worker| {
+            let scratch = &mut *lock(&scratch[worker]);
+            while let Some(part) = columns.take() {
+                let range = part.range();
+                let tile = &mut scratch.tile[0][..n_tokens * range.len()];
+                let products = tile.chunks_exact_mut(range.len());
+                scratch.rows.with(products, |out| {
+                    projection.apply(kernel, range.clone(), input, out)
+                });
+                for (x, product) in part.rows().zip(tile.chunks_exact(range.len())) {
+                    kernel.add(x, product);
+                }
+            }
+        });
+    }
+
+    /// `out[t] = act(Wgate x[t]) * (Wup x[t])`.
+    pub(super) fn project_gated(
+        &mut self,
+        gate: &Projection,
+        up: &Projection,
+        x: &QuantRows,
+        out: &mut [f32],
+    ) {
+        let (kernel, scratch, n_tokens) = (self.kernel, self.scratch, self.n_tokens);
+        let activation = self.shape.activation;
+        let n_rows = gate.matrix.rows();
+        let columns = split_columns(out, n_tokens, n_rows, self.part(n_rows));
+        self.pool.run(self.n_workers, &|worker| {
+            let Scratch { tile, rows, .. } = &mut *lock(&scratch[worker]);
+            while let Some(part) = columns.take() {
+                let range = part.range();
+                let width = range.len();
+                let [gates, ups] = tile.each_mut().map(|tile| &mut tile[..n_tokens * width]);
+                rows.with(gates.chunks_exact_mut(width), |out| {
+                    gate.apply(kernel, range.clone(), x, out)
+                });
+                rows.with(ups.chunks_exact_mut(width), |out| {
+                    up.apply(kernel, range, x, out)
+                });
+                let inputs = gates.chunks_exact(width).zip(ups.chunks_exact(width));
+                for ((gate, up), out) in inputs.zip(part.rows()) {
+                    match activation {
+                        Activation::Relu2 => kernel.relu2_mul(gate, up, out),
+                        Activation::Silu => kernel.silu_mul(gate, up, out),
+                    }
+                }
+            }
+        });
+    }
+
+    /// Turns the batch's keys and writes keys and values to the cache.
+    pub(super) fn store(&mut self, layer: usize, b: &Rows<'_>, kv: &mut KvCache) {
+        let (kernel, shape, scratch) = (self.kernel, self.shape, self.scratch);
+        let head_dim = shape.head_dim;
+        let stride = shape.n_head_kv * head_dim;
+        let n_workers = self.workers_for_rows();
+        self.pool
+            .for_each(n_workers, kv.layer_mut(layer), |worker, mut writer| {
+                let key = &mut lock(&scratch[worker]).heads[..head_dim];
+                let places = b
+                    .places
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, place)| place.slot == writer.slot);
+                for (t, place) in places {
+                    let start = t * stride + writer.head * head_dim;
+                    shape.turn(
+                        &b.k[start..start + head_dim],
+                        turns_of(b.turns, t, head_dim),
+                        key,
+                    );
+                    let value = &b.v[start..start + head_dim];
+                    let cells = place.position * head_dim..(place.position + 1) * head_dim;
+                    match &mut writer.cells {
+                        HeadCellsMut::F16 { keys, values } => {
+                            kernel.store_f16(key, &mut keys[cells.clone()]);
+                            kernel.store_f16(value, &mut values[cells]);
+                        }
+                        HeadCellsMut::F32 { keys, values } => {
+                            keys[cells.clone()].copy_from_slice(key);
+                            values[cells].copy_from_slice(value);
+                        }
+                    }
+                }
+            });
+    }
+
+    /// Attention of every token over its own past.
+    pub(super) fn attend(&mut self, layer: usize, b: &mut Rows<'_>, kv: &KvCache) {
+        let (kernel, shape, scratch) = (self.kernel, self.shape, self.scratch);
+        let head_dim = shape.head_dim;
+        let len = shape.group * head_dim;
+        let Rows {
+            q: queries,
+            attn,
+            places,
+            turns,
+            ..
+        } = b;
+        let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
+        self.pool.for_each(
+            self.n_workers,
+            attn.chunks_exact_mut(len).enumerate(),
+            |worker, (item, out)| {
+                let (t, head) = (item / shape.n_head_kv, item % shape.n_head_kv);
+                let place = places[t];
+                let turns = turns_of(turns, t, head_dim);
+                let Scratch {
+                    heads: q, scores, ..
+                } = &mut *lock(&scratch[worker]);
+                let heads = queries[item * len..(item + 1) * len].chunks_exact(head_dim);
+                for (head, turned) in heads.zip(q.chunks_exact_mut(head_dim)) {
+                    shape.turn(head, turns, turned);
+                }
+                let (q, n_pos) = (&q[..len], place.position + 1);
+                match kv.head(layer, place.slot, head, n_pos) {
+                    HeadCells::F16 { keys: k, values: v } => {
+                        kernel.attend_f16(Attend {
+                            q,
+                            k,
+                            v,
+                            head_dim,
+                            n_pos,
+                            scale,
+                            scores,
+                            out,
+                        });
+                    }
+                    HeadCells::F32 { keys: k, values: v } => {
+                        kernel.attend_f32(Attend {
+                            q,
+                            k,
+                            v,
+                            head_dim,
+                            n_pos,
+                            scale,
+                            scores,
+                            out,
+                        });
+                    }
+                }
+            },
+        );
+    }
+
+    /// Work of a microsecond per token is not worth waking anyone for a few tokens.
+    pub(super) fn workers_for_rows(&self) -> usize {
+        if self.n_tokens < 4 { 1 } else { self.n_workers }
+    }
+
+    /// Columns of a product to take at once.
+    pub(super) fn part(&self, n_columns: usize) -> usize {
+        if self.n_tokens > SHORT_BATCH {
+            return PREFILL_PART;
+        }
+        let share = n_columns.div_ceil(self.n_workers * PARTS_PER_WORKER);
+        share.next_multiple_of(32).min(DECODE_PART)
+    }
+}
+
+impl Projection {
+    /// `out[t] = (W x[t] + bias)[range]`.
+    pub(super) fn apply(
+        &self,
+        kernel: Kernel,
+        range: std::ops::Range<usize>,
+        x: &QuantRows,
+        out: &mut [&mut [f32]],
+    ) {
+        kernel.matmul(&self.matrix, range.clone(), x, out);
+        if let Some(bias) = &self.bias {
+            for out in out {
+                kernel.add(out, &bias[range.clone()]);
+            }
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
