@@ -134,7 +134,7 @@ pub(crate) const KEYS: &[Key] = &[
         MODEL,
         "activation",
         "NAME",
-        "Feed-forward activation, relu2 or silu, where the file's architecture name misleads",
+        "Feed-forward activation, relu2, silu or gelu, where the file's architecture name misleads",
     )
     .default("by architecture"),
     switch(

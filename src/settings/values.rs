@@ -291,8 +291,9 @@ pub(super) fn activation(text: &str) -> Read<Option<Activation>> {
     match text {
         "relu2" => Ok(Some(Activation::Relu2)),
         "silu" => Ok(Some(Activation::Silu)),
+        "gelu" => Ok(Some(Activation::Gelu)),
         "auto" => Ok(None),
-        _ => Err("`relu2` or `silu`".to_owned()),
+        _ => Err("`relu2`, `silu` or `gelu`".to_owned()),
     }
 }
 

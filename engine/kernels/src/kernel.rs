@@ -238,6 +238,16 @@ impl Kernel {
         self.isa.silu_mul(gate, up, out);
     }
 
+    /// `out = gate · (1 + tanh(√(2/π)·(gate + 0.044715·gate³)))/2 · up`.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn gelu_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        assert_eq!(gate.len(), up.len(), "up must be as long as gate");
+        assert_eq!(gate.len(), out.len(), "out must be as long as gate");
+        self.isa.gelu_mul(gate, up, out);
+    }
+
     /// `x += y`.
     ///
     /// # Panics

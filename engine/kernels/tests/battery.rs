@@ -555,6 +555,30 @@ fn norms_and_activations_have_one_value() {
             kernel.silu_mul(&x, &y, &mut out);
             out
         });
+        same_bits("gelu_mul", |kernel| {
+            let mut out = vec![f32::NAN; n];
+            kernel.gelu_mul(&x, &y, &mut out);
+            out
+        });
+    }
+}
+
+#[test]
+fn gelu_is_accurate() {
+    let x: Vec<f32> = (-120_000..120_000).map(|i| i as f32 / 1000.0).collect();
+    let out = same_bits("gelu_mul", |kernel| {
+        let mut out = vec![0.0; x.len()];
+        kernel.gelu_mul(&x, &vec![1.0; x.len()], &mut out);
+        out
+    });
+    for (x, y) in x.iter().zip(out) {
+        let wide = f64::from(*x);
+        let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
+        // As a logistic function: 1 + tanh loses the small values.
+        let expected = wide / (1.0 + (-2.0 * inner).exp());
+        let error = (f64::from(y) - expected).abs();
+        let allowed = expected.abs() * (1e-6 + 4e-7 * inner.abs());
+        assert!(error <= allowed + 1e-35, "gelu({x}) = {y}, not {expected}");
     }
 }
 
@@ -590,6 +614,11 @@ fn activations_keep_nan_and_infinity() {
     for kernel in Kernel::available() {
         let mut out = [0.0; 6];
         kernel.silu_mul(&gate, &[1.0; 6], &mut out);
+        assert!(
+            out[0].is_nan() && out[1] == f32::INFINITY,
+            "{kernel}: {out:?}"
+        );
+        kernel.gelu_mul(&gate, &[1.0; 6], &mut out);
         assert!(
             out[0].is_nan() && out[1] == f32::INFINITY,
             "{kernel}: {out:?}"

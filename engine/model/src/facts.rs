@@ -2,14 +2,16 @@
 //! shape and type checked. No weight is touched.
 //!
 //! Architectures: `bitnet-b1.58` and `bitnet-25` (squared ReLU, sub-norms, tied head), `bitnet` (the same with SiLU) and
-//! `llama` with ternary linears (no sub-norms, interleaved RoPE, a head of its own when the file has one).
+//! `llama` with ternary linears (no sub-norms, interleaved RoPE, a head of its own when the file has one); `qwen3` and
+//! `gemma3` with ternary linears, as Microsoft's embedding models have them: norms of query and key heads, and where the file
+//! has them a norm in front of every linear; `gemma3` also scales the embedding and norms what a block adds.
 
 use std::fmt;
 
 use bitnet_kernels::Packing;
 
 use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType, Value, grouped};
-use crate::protocol::{Activation, KvType, Overrides};
+use crate::protocol::{Activation, KvType, Overrides, Pooling};
 
 /// Columns of an I2_S matrix come in blocks of this many weights.
 pub const TERNARY_BLOCK: usize = 128;
@@ -46,15 +48,21 @@ pub enum Architecture {
     Bitnet,
     /// `llama` with ternary linears: Llama3-8B-1.58, Falcon3-1.58bit, Falcon-E.
     Llama,
+    /// `qwen3` with ternary linears: bitnet-embedding-0.6B.
+    Qwen3,
+    /// `gemma3` with ternary linears: bitnet-embedding-270M.
+    Gemma3,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Architecture; 4] = [
+    pub const ALL: [Architecture; 6] = [
         Architecture::BitnetB158,
         Architecture::Bitnet25,
         Architecture::Bitnet,
         Architecture::Llama,
+        Architecture::Qwen3,
+        Architecture::Gemma3,
     ];
 
     /// As in the file; also the prefix of the architecture's keys.
@@ -64,12 +72,37 @@ impl Architecture {
             Architecture::Bitnet25 => "bitnet-25",
             Architecture::Bitnet => "bitnet",
             Architecture::Llama => "llama",
+            Architecture::Qwen3 => "qwen3",
+            Architecture::Gemma3 => "gemma3",
         }
     }
 
-    /// RMS norms behind attention and behind the gated product, tied head, NeoX RoPE.
+    /// RMS norms behind attention and behind the gated product, tied head.
     pub fn is_bitnet(self) -> bool {
-        self != Architecture::Llama
+        use Architecture::{Bitnet, Bitnet25, BitnetB158};
+        matches!(self, BitnetB158 | Bitnet25 | Bitnet)
+    }
+
+    /// Norms of query and key heads, whose length need not be that of the stream over the heads.
+    pub fn has_head_norms(self) -> bool {
+        matches!(self, Architecture::Qwen3 | Architecture::Gemma3)
+    }
+
+    /// The norms each layer has, those of [`Linear::norm_in_name`] not counted.
+    fn norms(self) -> &'static [Norm] {
+        match self {
+            Architecture::Llama => &[Norm::Attn, Norm::Ffn],
+            Architecture::Qwen3 => &[Norm::Attn, Norm::QHead, Norm::KHead, Norm::Ffn],
+            Architecture::Gemma3 => &[
+                Norm::Attn,
+                Norm::QHead,
+                Norm::KHead,
+                Norm::PostAttn,
+                Norm::Ffn,
+                Norm::PostFfn,
+            ],
+            _ => &[Norm::Attn, Norm::AttnSub, Norm::Ffn, Norm::FfnSub],
+        }
     }
 }
 
@@ -149,6 +182,11 @@ impl Linear {
         format!("blk.{layer}.{}.bias", self.stem())
     }
 
+    /// For example `blk.3.attn_q_norm_in.weight`: a norm of this linear's own input.
+    pub fn norm_in_name(self, layer: usize) -> String {
+        format!("blk.{layer}.{}_norm_in.weight", self.stem())
+    }
+
     fn may_have_bias(self) -> bool {
         matches!(self, Linear::Q | Linear::K | Linear::V | Linear::AttnOutput)
     }
@@ -164,6 +202,14 @@ pub enum Norm {
     Ffn,
     /// Over the gated product, before the down matrix.
     FfnSub,
+    /// Over each query head, before RoPE.
+    QHead,
+    /// Over each key head, before RoPE.
+    KHead,
+    /// Over what attention adds to the stream.
+    PostAttn,
+    /// Over what the feed-forward block adds to the stream.
+    PostFfn,
 }
 
 impl Norm {
@@ -174,6 +220,10 @@ impl Norm {
             Norm::AttnSub => "attn_sub_norm",
             Norm::Ffn => "ffn_norm",
             Norm::FfnSub => "ffn_sub_norm",
+            Norm::QHead => "attn_q_norm",
+            Norm::KHead => "attn_k_norm",
+            Norm::PostAttn => "post_attention_norm",
+            Norm::PostFfn => "post_ffw_norm",
         };
         format!("blk.{layer}.{stem}.weight")
     }
@@ -205,7 +255,7 @@ pub struct ModelFacts {
     pub n_head: usize,
     /// Key/value heads; divides `n_head`.
     pub n_head_kv: usize,
-    /// Values per head; `n_head * head_dim == n_embd`.
+    /// Values per head; `n_head * head_dim == n_embd` but for `qwen3` and `gemma3`.
     pub head_dim: usize,
     /// Tokens; rows of the embedding.
     pub n_vocab: usize,
@@ -219,6 +269,12 @@ pub struct ModelFacts {
     pub activation: Activation,
     /// The layers have `attn_sub_norm` and `ffn_sub_norm`.
     pub sub_norms: bool,
+    /// Every linear has a norm of its own input in front.
+    pub input_norms: bool,
+    /// Factor of the token embedding.
+    pub embedding_scale: f32,
+    /// How the model's texts are embedded; `None` for a model that was not made for it.
+    pub pooling: Option<Pooling>,
     /// The head is the token embedding.
     pub tied_head: bool,
     /// Some linear of the attention has a bias.
@@ -258,8 +314,6 @@ pub enum FactsError {
         known_architectures()
     )]
     Architecture { found: String },
-    #[error("`{found}` is an embedding model, which this version does not support")]
-    Embedding { found: String },
     #[error("this is one part of a model split into {count} files")]
     Split { count: u64 },
     #[error("the weights are transformed (key `{key}`), which this version does not support")]
@@ -374,7 +428,8 @@ impl ModelFacts {
     /// Length of a norm.
     pub fn norm_len(&self, norm: Norm) -> usize {
         match norm {
-            Norm::Attn | Norm::Ffn => self.n_embd,
+            Norm::Attn | Norm::Ffn | Norm::PostAttn | Norm::PostFfn => self.n_embd,
+            Norm::QHead | Norm::KHead => self.head_dim,
             Norm::AttnSub => self.n_head * self.head_dim,
             Norm::FfnSub => self.n_ff,
         }
@@ -382,11 +437,7 @@ impl ModelFacts {
 
     /// The norms each layer has.
     pub fn norms(&self) -> &'static [Norm] {
-        if self.sub_norms {
-            &[Norm::Attn, Norm::AttnSub, Norm::Ffn, Norm::FfnSub]
-        } else {
-            &[Norm::Attn, Norm::Ffn]
-        }
+        self.architecture.norms()
     }
 
     /// The tensor that makes logits.
@@ -474,6 +525,12 @@ impl ModelFacts {
             2,
             "RoPE turns pairs",
         )?;
+        divides(
+            "attention.key_length",
+            self.n_head * self.head_dim,
+            TERNARY_BLOCK,
+            "a block of I2_S",
+        )?;
         let equals = |key: &str, found: usize, expected: usize, of: &str| {
             if found == expected {
                 return Ok(());
@@ -484,12 +541,14 @@ impl ModelFacts {
                 expected: format!("{} ({of})", grouped(expected as u64)),
             })
         };
-        equals(
-            "embedding_length",
-            self.n_embd,
-            self.n_head * self.head_dim,
-            "heads times values per head",
-        )?;
+        if !self.architecture.has_head_norms() {
+            equals(
+                "embedding_length",
+                self.n_embd,
+                self.n_head * self.head_dim,
+                "heads times values per head",
+            )?;
+        }
         equals(
             "rope.dimension_count",
             self.rope.dims,
@@ -503,11 +562,12 @@ impl ModelFacts {
     fn choose_activation(&mut self, overrides: &Overrides) {
         let by_name = match self.architecture {
             Architecture::BitnetB158 | Architecture::Bitnet25 => Activation::Relu2,
-            Architecture::Bitnet | Architecture::Llama => Activation::Silu,
+            Architecture::Bitnet | Architecture::Llama | Architecture::Qwen3 => Activation::Silu,
+            Architecture::Gemma3 => Activation::Gelu,
         };
         let is_2b_4t = (self.n_embd, self.n_ff, self.n_layer) == (2560, 6912, 30);
         let by_shape = match self.architecture {
-            Architecture::Llama => None,
+            _ if !self.architecture.is_bitnet() => None,
             _ if is_2b_4t => Some((Activation::Relu2, "its shape is that of BitNet b1.58 2B-4T")),
             _ if self.n_vocab == 32002 => Some((
                 Activation::Silu,
@@ -573,6 +633,9 @@ impl ModelFacts {
             }
             self.n_params += info.elements();
             self.weight_bytes += info.elements() / 4;
+            if self.input_norms {
+                self.count_vector(gguf, &linear.norm_in_name(layer), cols)?;
+            }
             let bias = linear.bias_name(layer);
             if linear.may_have_bias() && gguf.tensor(&bias).is_some() {
                 self.attn_biases = true;
@@ -620,6 +683,10 @@ impl ModelFacts {
         if self.norms().iter().any(|norm| norm.name(layer) == name) {
             return true;
         }
+        let is_input_norm = |linear: &Linear| linear.norm_in_name(layer) == name;
+        if self.input_norms && Linear::ALL.iter().any(is_input_norm) {
+            return true;
+        }
         let Some((stem, kind)) = rest.split_once('.') else {
             return false;
         };
@@ -634,6 +701,7 @@ fn activation_name(activation: Activation) -> &'static str {
     match activation {
         Activation::Relu2 => "relu2",
         Activation::Silu => "silu",
+        Activation::Gelu => "gelu",
     }
 }
 
@@ -691,26 +759,10 @@ fn architecture(gguf: &Gguf) -> Result<Architecture, FactsError> {
     let found = gguf
         .str(key)?
         .ok_or_else(|| FactsError::MissingKey { key: key.into() })?;
-    let pools = gguf.value(&format!("{found}.pooling_type")).is_some();
     let known = Architecture::ALL
         .into_iter()
         .find(|architecture| architecture.name() == found);
-    let has_input_norms = || gguf.tensor("blk.0.attn_q_norm_in.weight").is_some();
-    match known {
-        Some(_) if pools || has_input_norms() => {}
-        Some(architecture) => return Ok(architecture),
-        None if pools
-            || matches!(
-                found,
-                "qwen3" | "gemma3" | "gemma-embedding" | "bert" | "nomic-bert"
-            ) => {}
-        None => {
-            return Err(FactsError::Architecture {
-                found: found.to_owned(),
-            });
-        }
-    }
-    Err(FactsError::Embedding {
+    known.ok_or_else(|| FactsError::Architecture {
         found: found.to_owned(),
     })
 }
@@ -746,6 +798,12 @@ impl Keys<'_> {
             norm_eps: self.norm_eps()?,
             activation: Activation::Relu2,
             sub_norms: self.architecture.is_bitnet(),
+            input_norms: self.has_input_norms(),
+            embedding_scale: match self.architecture {
+                Architecture::Gemma3 => (n_embd as f32).sqrt(),
+                _ => 1.0,
+            },
+            pooling: self.pooling()?,
             tied_head: true,
             attn_biases: false,
             ternary_type: TensorType::I2S,
@@ -763,6 +821,27 @@ impl Keys<'_> {
 
     fn key(&self, suffix: &str) -> String {
         format!("{}.{suffix}", self.architecture)
+    }
+
+    fn has_input_norms(&self) -> bool {
+        let first = Linear::Q.norm_in_name(0);
+        self.gguf.tensor(&first).is_some()
+    }
+
+    fn pooling(&self) -> Result<Option<Pooling>, FactsError> {
+        let suffix = "pooling_type";
+        Ok(match self.gguf.u64(&self.key(suffix))? {
+            None => None,
+            Some(0) => Some(Pooling::None),
+            Some(1) => Some(Pooling::Mean),
+            Some(2) => Some(Pooling::Cls),
+            Some(3) => Some(Pooling::Last),
+            Some(4) => {
+                let expected = "0 to 3 (models that rank are not supported)";
+                return Err(self.wrong(suffix, 4, expected));
+            }
+            Some(found) => return Err(self.wrong(suffix, found, "0 to 3")),
+        })
     }
 
     fn missing(&self, suffix: &str) -> FactsError {
@@ -805,6 +884,9 @@ impl Keys<'_> {
     }
 
     fn head_dim(&self, n_embd: usize, n_head: usize) -> Result<usize, FactsError> {
+        if let Some(found) = self.own_head_dim()? {
+            return Ok(found);
+        }
         if !n_embd.is_multiple_of(n_head) {
             let expected = format!("a multiple of {n_head} (heads)");
             return Err(self.wrong("embedding_length", grouped(n_embd as u64), &expected));
@@ -820,6 +902,22 @@ impl Keys<'_> {
             }
         }
         Ok(head_dim)
+    }
+
+    /// The key, where heads may have a length of their own.
+    fn own_head_dim(&self) -> Result<Option<usize>, FactsError> {
+        if !self.architecture.has_head_norms() {
+            return Ok(None);
+        }
+        let keys = self.dimension("attention.key_length", MAX_DIM)?;
+        let values = self.dimension("attention.value_length", MAX_DIM)?;
+        match (keys, values) {
+            (Some(keys), Some(values)) if keys != values => {
+                let expected = format!("{keys} (`attention.key_length`)");
+                Err(self.wrong("attention.value_length", values, &expected))
+            }
+            _ => Ok(keys),
+        }
     }
 
     /// Rows of the embedding; the key and the tokenizer must agree with it.
@@ -879,10 +977,9 @@ impl Keys<'_> {
             return Err(self.wrong("rope.freq_base", freq_base, "a number above 1"));
         }
         Ok(Rope {
-            style: if self.architecture.is_bitnet() {
-                RopeStyle::Neox
-            } else {
-                RopeStyle::Interleaved
+            style: match self.architecture {
+                Architecture::Llama => RopeStyle::Interleaved,
+                _ => RopeStyle::Neox,
             },
             freq_base,
             dims: self
@@ -961,7 +1058,10 @@ mod tests {
     }
 
     fn model(architecture: &'static str) -> Model {
-        let sub_norms = architecture != "llama";
+        let known = Architecture::ALL
+            .into_iter()
+            .find(|known| known.name() == architecture);
+        let norms = known.map_or(&[][..], Architecture::norms);
         let mut tensors = vec![
             (TOKEN_EMBD.to_owned(), vec![128, 8], TensorType::F16),
             (OUTPUT_NORM.to_owned(), vec![128], TensorType::F32),
@@ -976,16 +1076,17 @@ mod tests {
             (Linear::Down, 128, 256),
         ] {
             tensors.push((linear.weight_name(0), vec![cols, rows], TensorType::I2S));
-        }
-        for (norm, len) in [
-            (Norm::Attn, 128),
-            (Norm::Ffn, 128),
-            (Norm::AttnSub, 128),
-            (Norm::FfnSub, 256),
-        ] {
-            if sub_norms || matches!(norm, Norm::Attn | Norm::Ffn) {
-                tensors.push((norm.name(0), vec![len], TensorType::F32));
+            if known.is_some_and(Architecture::has_head_norms) {
+                tensors.push((linear.norm_in_name(0), vec![cols], TensorType::F16));
             }
+        }
+        for norm in norms {
+            let len = match norm {
+                Norm::QHead | Norm::KHead => 64,
+                Norm::FfnSub => 256,
+                _ => 128,
+            };
+            tensors.push((norm.name(0), vec![len], TensorType::F32));
         }
         Model {
             architecture,
@@ -1142,6 +1243,37 @@ mod tests {
         assert_eq!((forced.tied_head, forced.notes.len()), (true, 1));
     }
 
+    #[test]
+    fn embedding_models() {
+        let facts = model("qwen3").number("pooling_type", 3).read().unwrap();
+        assert_eq!(facts.pooling, Some(Pooling::Last));
+        assert!(facts.input_norms && !facts.sub_norms && facts.tied_head);
+        assert_eq!(
+            (facts.activation, facts.rope.style, facts.embedding_scale),
+            (Activation::Silu, RopeStyle::Neox, 1.0)
+        );
+        let facts = model("gemma3").read().unwrap();
+        assert_eq!((facts.pooling, facts.activation), (None, Activation::Gelu));
+        assert_eq!(facts.embedding_scale, 128f32.sqrt());
+        assert_eq!(facts.vector_bytes, 4 * (5 * 128 + 2 * 64 + 6 * 128 + 256));
+
+        // Heads of a length of their own.
+        let facts = model("qwen3")
+            .number("attention.key_length", 128)
+            .number("attention.value_length", 128)
+            .number("rope.dimension_count", 128)
+            .tensor("blk.0.attn_q.weight", &[128, 256], TensorType::I2S)
+            .tensor("blk.0.attn_k.weight", &[128, 128], TensorType::I2S)
+            .tensor("blk.0.attn_v.weight", &[128, 128], TensorType::I2S)
+            .tensor("blk.0.attn_output.weight", &[256, 128], TensorType::I2S)
+            .tensor("blk.0.attn_output_norm_in.weight", &[256], TensorType::F16)
+            .tensor("blk.0.attn_q_norm.weight", &[128], TensorType::F32)
+            .tensor("blk.0.attn_k_norm.weight", &[128], TensorType::F32)
+            .read()
+            .unwrap();
+        assert_eq!((facts.head_dim, facts.n_embd, facts.n_head), (128, 128, 2));
+    }
+
     /// The April 2025 upload of 2B-4T carries a head that its graph never used.
     #[test]
     fn a_dead_head_is_not_used_unless_asked_for() {
@@ -1202,15 +1334,33 @@ mod tests {
         let table = [
             (
                 model("falcon-h1"),
-                "architecture `falcon-h1` is unknown, known are `bitnet-b1.58`, `bitnet-25`, `bitnet`, `llama`",
+                "architecture `falcon-h1` is unknown, known are `bitnet-b1.58`, `bitnet-25`, `bitnet`, `llama`, `qwen3`, `gemma3`",
             ),
             (
-                model("qwen3"),
-                "`qwen3` is an embedding model, which this version does not support",
+                model("qwen3").without("blk.0.attn_k_norm.weight"),
+                "tensor `blk.0.attn_k_norm.weight` is missing",
             ),
             (
-                model("bitnet").number("pooling_type", 3),
-                "`bitnet` is an embedding model, which this version does not support",
+                model("gemma3").without("blk.0.ffn_up_norm_in.weight"),
+                "tensor `blk.0.ffn_up_norm_in.weight` is missing",
+            ),
+            (
+                model("gemma3").without("blk.0.attn_q_norm_in.weight"),
+                "tensor `blk.0.attn_k_norm_in.weight` has no place in the graph of `gemma3`",
+            ),
+            (
+                model("qwen3")
+                    .number("attention.key_length", 64)
+                    .number("attention.value_length", 32),
+                "key `qwen3.attention.value_length` is 32, expected 64 (`attention.key_length`)",
+            ),
+            (
+                model("qwen3").number("pooling_type", 4),
+                "key `qwen3.pooling_type` is 4, expected 0 to 3 (models that rank are not supported)",
+            ),
+            (
+                model("bitnet").number("pooling_type", 9),
+                "key `bitnet.pooling_type` is 9, expected 0 to 3",
             ),
             (
                 model("llama").number("prism.hadamard.version.", 1),

@@ -69,6 +69,8 @@ pub enum Activation {
     Relu2,
     /// x * sigmoid(x)
     Silu,
+    /// x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2
+    Gelu,
 }
 
 /// Everything an engine needs to start; the first frame it reads.

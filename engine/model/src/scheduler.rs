@@ -178,7 +178,8 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         match command {
             Command::Submit(submit) => self.submit(*submit, None),
             Command::Embed(embed) => {
-                let pooling = embed.pooling.unwrap_or(Pooling::Last);
+                let own = self.engine.facts().pooling.unwrap_or(Pooling::Last);
+                let pooling = embed.pooling.unwrap_or(own);
                 self.submit(evaluation(*embed), Some(pooling));
             }
             Command::Cancel(id) => self.cancel(id),

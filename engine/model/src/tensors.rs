@@ -114,6 +114,20 @@ pub fn norm(
     vector(gguf, &norm.name(layer), facts.norm_len(norm))
 }
 
+/// The norm of a linear's own input, as long as the linear's rows.
+///
+/// # Errors
+/// When the tensor is missing or of another shape or type.
+pub fn norm_in(
+    gguf: &Gguf,
+    facts: &ModelFacts,
+    layer: usize,
+    linear: Linear,
+) -> Result<Vec<f32>, TensorError> {
+    let (_, cols) = facts.linear_shape(linear);
+    vector(gguf, &linear.norm_in_name(layer), cols)
+}
+
 /// The norm before the output head, `[n_embd]`.
 ///
 /// # Errors

@@ -26,7 +26,7 @@ pub struct Weights {
     pub rope_factors: Option<Vec<f32>>,
 }
 
-/// One transformer layer. The sub-norms are there in BitNet architectures and absent in `llama`.
+/// One transformer layer. Norms that an architecture lacks are `None`; see [`Norm`].
 #[derive(Debug)]
 pub struct Layer {
     /// `[n_embd]`
@@ -37,10 +37,16 @@ pub struct Layer {
     pub k: Projection,
     /// `[n_head_kv * head_dim, n_embd]`
     pub v: Projection,
+    /// `[head_dim]`, over each query head.
+    pub q_head_norm: Option<Vec<f32>>,
+    /// `[head_dim]`, over each key head.
+    pub k_head_norm: Option<Vec<f32>>,
     /// `[n_head * head_dim]`, over the concatenated heads.
     pub attn_sub_norm: Option<Vec<f32>>,
     /// `[n_embd, n_head * head_dim]`
     pub attn_output: Projection,
+    /// `[n_embd]`, over what attention adds.
+    pub post_attn_norm: Option<Vec<f32>>,
     /// `[n_embd]`
     pub ffn_norm: Vec<f32>,
     /// `[n_ff, n_embd]`
@@ -51,15 +57,19 @@ pub struct Layer {
     pub ffn_sub_norm: Option<Vec<f32>>,
     /// `[n_embd, n_ff]`
     pub down: Projection,
+    /// `[n_embd]`, over what the feed-forward block adds.
+    pub post_ffn_norm: Option<Vec<f32>>,
 }
 
-/// A ternary linear: `y = W x + bias`.
+/// A ternary linear: `y = W norm_in(x) + bias`.
 #[derive(Debug)]
 pub struct Projection {
     /// `[rows, cols]`; its scale includes the optional `.scale` tensor.
     pub matrix: PackedMatrix,
     /// `[rows]`
     pub bias: Option<Vec<f32>>,
+    /// `[cols]`, over the input, behind every other norm.
+    pub norm_in: Option<Vec<f32>>,
 }
 
 impl Weights {
@@ -126,11 +136,19 @@ impl Weights {
 impl Layer {
     fn load(gguf: &Gguf, facts: &ModelFacts, layer: usize) -> Result<Self, TensorError> {
         let norm = |norm: Norm| tensors::norm(gguf, facts, layer, norm);
-        let sub_norm = |kind: Norm| facts.sub_norms.then(|| norm(kind)).transpose();
+        let optional = |kind: Norm| {
+            let is_there = facts.norms().contains(&kind);
+            is_there.then(|| norm(kind)).transpose()
+        };
+        let norm_in = |linear: Linear| {
+            let norm = || tensors::norm_in(gguf, facts, layer, linear);
+            facts.input_norms.then(norm).transpose()
+        };
         let linear = |linear: Linear| {
             Ok::<_, TensorError>(Projection {
                 matrix: tensors::linear(gguf, facts, layer, linear)?,
                 bias: tensors::bias(gguf, facts, layer, linear)?,
+                norm_in: norm_in(linear)?,
             })
         };
         Ok(Layer {
@@ -138,13 +156,17 @@ impl Layer {
             q: linear(Linear::Q)?,
             k: linear(Linear::K)?,
             v: linear(Linear::V)?,
-            attn_sub_norm: sub_norm(Norm::AttnSub)?,
+            q_head_norm: optional(Norm::QHead)?,
+            k_head_norm: optional(Norm::KHead)?,
+            attn_sub_norm: optional(Norm::AttnSub)?,
             attn_output: linear(Linear::AttnOutput)?,
+            post_attn_norm: optional(Norm::PostAttn)?,
             ffn_norm: norm(Norm::Ffn)?,
             gate: linear(Linear::Gate)?,
             up: linear(Linear::Up)?,
-            ffn_sub_norm: sub_norm(Norm::FfnSub)?,
+            ffn_sub_norm: optional(Norm::FfnSub)?,
             down: linear(Linear::Down)?,
+            post_ffn_norm: optional(Norm::PostFfn)?,
         })
     }
 

@@ -4,9 +4,11 @@ mod common;
 
 use bitnet_kernels::Kernel;
 use bitnet_model::graph::Entry;
+use bitnet_model::protocol::KvType;
 use bitnet_model::protocol::{Embed, EngineConfig, Finish, FromEngine, Pooling};
 use bitnet_model::scheduler::Command;
-use common::{Run, config, model, prompt, submit};
+use common::{Run, config, data, model, prompt, submit};
+use serde::Deserialize;
 
 const TEXT_TOKENS: usize = 45;
 
@@ -106,7 +108,13 @@ fn vectors_come_behind_the_last_norm() {
 #[test]
 fn same_vectors_whatever_the_kernel_threads_chunks_and_neighbours() {
     let directory = tempfile::tempdir().unwrap();
-    let mut config = config(&model(directory.path(), "tiny-llama"));
+    let llama = model(directory.path(), "tiny-llama");
+    for path in [llama, data("hf_qwen3.gguf"), data("hf_gemma3.gguf")] {
+        same_vectors(config(&path));
+    }
+}
+
+fn same_vectors(mut config: EngineConfig) {
     let text = prompt(6, TEXT_TOKENS);
     let both = |config: &EngineConfig| {
         let mut run = Run::new(config);
@@ -140,6 +148,49 @@ fn same_vectors_whatever_the_kernel_threads_chunks_and_neighbours() {
             "generations go on beside it"
         );
     }
+}
+
+#[derive(Deserialize)]
+struct Vectors {
+    sequences: Vec<Sequence>,
+}
+
+#[derive(Deserialize)]
+struct Sequence {
+    tokens: Vec<u32>,
+    positions: Vec<usize>,
+    /// `[positions, n_embd]`
+    hidden: Vec<Vec<f32>>,
+}
+
+/// Of the largest number; see `logits.rs`.
+const TOLERANCE: f32 = 1e-3;
+
+#[test]
+fn qwen3_and_gemma3_equal_hugging_face() {
+    for name in ["hf_qwen3", "hf_gemma3"] {
+        let text = std::fs::read_to_string(data(&format!("{name}.json"))).unwrap();
+        let vectors: Vectors = serde_json::from_str(&text).unwrap();
+        let mut config = config(&data(&format!("{name}.gguf")));
+        config.kv_type = KvType::F32;
+        let mut run = Run::new(&config);
+        for sequence in &vectors.sequences {
+            let found = embed(&mut run, &sequence.tokens, Some(Pooling::None));
+            for (&position, expected) in sequence.positions.iter().zip(&sequence.hidden) {
+                let worst = relative_difference(&found[position], expected);
+                assert!(worst < TOLERANCE, "{name}, position {position}: {worst}");
+            }
+            let own = embed(&mut run, &sequence.tokens, None);
+            assert_eq!(own, found[found.len() - 1..], "{name} pools the last token");
+        }
+    }
+}
+
+fn relative_difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, f32::max) / largest
 }
 
 #[test]

@@ -146,6 +146,21 @@ macro_rules! float_kernels {
         }
 
         $(#[$isa])*
+        pub(super) fn gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+            use std::f32::consts::FRAC_2_SQRT_PI;
+            /// 2·√(2/π)
+            const FIRST: f32 = 2.0 * FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
+            for ((gate, up), out) in gate.chunks(32).zip(up.chunks(32)).zip(out.chunks_mut(32)) {
+                let gate = load_part(gate);
+                // (1 + tanh(y/2))/2 = 1/(1 + e^-y)
+                let slope = fma(times(gate, gate), splat(FIRST * 0.044_715), splat(FIRST));
+                let e = exp(minus(splat(0.0), times(gate, slope)));
+                let gelu = over(gate, plus(e, splat(1.0)));
+                store_part(times(gelu, load_part(up)), out);
+            }
+        }
+
+        $(#[$isa])*
         pub(super) fn add(x: &mut [f32], y: &[f32]) {
             for (x, y) in x.iter_mut().zip(y) {
                 *x += y;

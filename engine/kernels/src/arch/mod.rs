@@ -172,6 +172,10 @@ impl Runnable {
         enter!(self, silu_mul(gate, up, out));
     }
 
+    pub(crate) fn gelu_mul(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        enter!(self, gelu_mul(gate, up, out));
+    }
+
     pub(crate) fn add(self, x: &mut [f32], y: &[f32]) {
         enter!(self, add(x, y));
     }

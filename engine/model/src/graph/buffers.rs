@@ -5,7 +5,7 @@ use std::mem;
 use bitnet_kernels::QuantRows;
 
 use super::{Entry, Limits};
-use crate::facts::{ModelFacts, RopeStyle};
+use crate::facts::{ModelFacts, Norm, RopeStyle};
 use crate::kv::KvCache;
 use crate::protocol::Activation;
 use crate::weights::Weights;
@@ -26,6 +26,11 @@ pub(super) struct Shape {
     pub(super) n_ff: usize,
     pub(super) n_head_kv: usize,
     pub(super) head_dim: usize,
+    /// The linears have norms of their own input.
+    pub(super) input_norms: bool,
+    /// `n_embd` where what a block adds is normed, else 0.
+    pub(super) n_added: usize,
+    pub(super) embedding_scale: f32,
     /// Query heads per key/value head.
     pub(super) group: usize,
     pub(super) eps: f32,
@@ -46,6 +51,10 @@ pub(super) struct Buffers {
     pub(super) x: Vec<f32>,
     /// `[n, ...]` int8 input of the next ternary matrices.
     pub(super) quant: QuantRows,
+    /// `[n, n_embd]` as much for the up matrix, where it has a norm of its own.
+    pub(super) quant_up: QuantRows,
+    /// `[n, n_embd]` what a block adds, where that is normed first.
+    pub(super) added: Vec<f32>,
     /// `[n, n_head * head_dim]`
     pub(super) q: Vec<f32>,
     /// `[n, n_head_kv * head_dim]`
@@ -70,6 +79,8 @@ pub(super) struct Rows<'a> {
     pub(super) turns: &'a [(f32, f32)],
     pub(super) x: &'a mut [f32],
     pub(super) quant: &'a mut QuantRows,
+    pub(super) quant_up: &'a mut QuantRows,
+    pub(super) added: &'a mut [f32],
     pub(super) q: &'a mut [f32],
     pub(super) k: &'a mut [f32],
     pub(super) v: &'a mut [f32],
@@ -88,8 +99,10 @@ pub(super) struct Place {
 
 /// One worker's own memory.
 pub(super) struct Scratch {
-    /// A normed row: the longest of `n_embd` and `n_ff`.
-    pub(super) row: Vec<f32>,
+    /// Normed rows: the longest of `n_embd`, `n_ff` and all heads together.
+    pub(super) normed: [Vec<f32>; 2],
+    /// `[head_dim]` a normed head.
+    pub(super) head: Vec<f32>,
     /// Turned query heads of one key/value head, or one turned key.
     pub(super) heads: Vec<f32>,
     /// `[group, context]`
@@ -116,6 +129,12 @@ impl Shape {
             n_ff: facts.n_ff,
             n_head_kv: facts.n_head_kv,
             head_dim: facts.head_dim,
+            input_norms: facts.input_norms,
+            n_added: match facts.norms().contains(&Norm::PostAttn) {
+                true => facts.n_embd,
+                false => 0,
+            },
+            embedding_scale: facts.embedding_scale,
             group: facts.n_head / facts.n_head_kv,
             eps: facts.norm_eps,
             activation: facts.activation,
@@ -159,6 +178,11 @@ impl Buffers {
             turns: Vec::with_capacity(n * shape.rope_freqs.len()),
             x: zeros(n * shape.n_embd),
             quant: QuantRows::new(n, shape.n_embd.max(n_attn).max(shape.n_ff)),
+            quant_up: match shape.input_norms {
+                true => QuantRows::new(n, shape.n_embd),
+                false => QuantRows::new(0, 0),
+            },
+            added: zeros(n * shape.n_added),
             q: zeros(n * n_attn),
             k: zeros(n * n_kv),
             v: zeros(n * n_kv),
@@ -179,6 +203,8 @@ impl Buffers {
             turns: &self.turns,
             x: &mut self.x[..n * shape.n_embd],
             quant: &mut self.quant,
+            quant_up: &mut self.quant_up,
+            added: &mut self.added[..n * shape.n_added],
             q: &mut self.q[..n * n_attn],
             k: &mut self.k[..n * n_kv],
             v: &mut self.v[..n * n_kv],
@@ -221,8 +247,10 @@ impl Scratch {
     pub(super) fn new(shape: &Shape, limits: &Limits) -> Self {
         let tile = (limits.batch * PREFILL_PART).max(SHORT_BATCH * DECODE_PART);
         let heads = shape.group * shape.head_dim;
+        let row = shape.n_embd.max(shape.n_ff).max(heads * shape.n_head_kv);
         Scratch {
-            row: vec![0.0; shape.n_embd.max(shape.n_ff).max(heads * shape.n_head_kv)],
+            normed: [vec![0.0; row], vec![0.0; row]],
+            head: vec![0.0; shape.head_dim],
             heads: vec![0.0; heads],
             scores: vec![0.0; shape.group * limits.context],
             tile: [vec![0.0; tile], vec![0.0; tile]],

@@ -28,11 +28,14 @@ pub(super) struct Step<'a> {
 
 impl Step<'_> {
     pub(super) fn embed(&mut self, batch: &[Entry], embedding: &DenseMatrix, x: &mut [f32]) {
-        let kernel = self.kernel;
+        let (kernel, scale) = (self.kernel, self.shape.embedding_scale);
         let rows = batch.iter().zip(x.chunks_exact_mut(self.shape.n_embd));
         let n_workers = self.workers_for_rows();
         self.pool.for_each(n_workers, rows, |_, (entry, row)| {
-            kernel.dense_row(embedding, entry.token as usize, row)
+            kernel.dense_row(embedding, entry.token as usize, row);
+            if scale != 1.0 {
+                row.iter_mut().for_each(|x| *x *= scale);
+            }
         });
     }
 
@@ -44,27 +47,72 @@ impl Step<'_> {
         b: &mut Rows<'_>,
         kv: &mut KvCache,
     ) {
-        self.norm_quantize(b.x, Some(&layer.attn_norm), b.quant);
-        self.project(
-            [
-                (&layer.q, &mut *b.q),
-                (&layer.k, &mut *b.k),
-                (&layer.v, &mut *b.v),
-            ],
-            b.quant,
-        );
-        self.store(number, b, kv);
-        self.attend(number, b, kv);
-        self.norm_quantize(b.attn, layer.attn_sub_norm.as_deref(), b.quant);
-        self.project_add(&layer.attn_output, b.quant, b.x);
+        let norm = Some(&layer.attn_norm[..]);
+        let all = [
+            (&layer.q, &mut *b.q),
+            (&layer.k, &mut *b.k),
+            (&layer.v, &mut *b.v),
+        ];
+        if self.shape.input_norms {
+            for pair in all {
+                self.norm_quantize(b.x, [norm, pair.0.norm_in.as_deref()], b.quant);
+                self.project([pair], b.quant);
+            }
+        } else {
+            self.norm_quantize(b.x, [norm, None], b.quant);
+            self.project(all, b.quant);
+        }
+        self.store(number, layer, b, kv);
+        self.attend(number, layer, b, kv);
+        let norms = [
+            layer.attn_sub_norm.as_deref(),
+            layer.attn_output.norm_in.as_deref(),
+        ];
+        self.norm_quantize(b.attn, norms, b.quant);
+        self.project_to_stream(&layer.attn_output, layer.post_attn_norm.as_deref(), b);
     }
 
     /// `x += Wdown (act(Wgate h) * Wup h)` with `h = norm(x)`.
     pub(super) fn feed_forward(&mut self, layer: &Layer, b: &mut Rows<'_>) {
-        self.norm_quantize(b.x, Some(&layer.ffn_norm), b.quant);
-        self.project_gated(&layer.gate, &layer.up, b.quant, b.gated);
-        self.norm_quantize(b.gated, layer.ffn_sub_norm.as_deref(), b.quant);
-        self.project_add(&layer.down, b.quant, b.x);
+        let norm = Some(&layer.ffn_norm[..]);
+        self.norm_quantize(b.x, [norm, layer.gate.norm_in.as_deref()], b.quant);
+        let up_input = match self.shape.input_norms {
+            true => {
+                self.norm_quantize(b.x, [norm, layer.up.norm_in.as_deref()], b.quant_up);
+                &*b.quant_up
+            }
+            false => &*b.quant,
+        };
+        let pairs = [(&layer.gate, &*b.quant), (&layer.up, up_input)];
+        self.project_gated(pairs, b.gated);
+        let norms = [layer.ffn_sub_norm.as_deref(), layer.down.norm_in.as_deref()];
+        self.norm_quantize(b.gated, norms, b.quant);
+        self.project_to_stream(&layer.down, layer.post_ffn_norm.as_deref(), b);
+    }
+
+    /// `x += norm(W input + bias)`, the norm only where there is one; the input is in `b.quant`.
+    fn project_to_stream(
+        &mut self,
+        projection: &Projection,
+        norm: Option<&[f32]>,
+        b: &mut Rows<'_>,
+    ) {
+        let Some(norm) = norm else {
+            return self.project_add(projection, b.quant, b.x);
+        };
+        self.project([(projection, &mut *b.added)], b.quant);
+        let (kernel, eps, scratch) = (self.kernel, self.shape.eps, self.scratch);
+        let n_embd = self.shape.n_embd;
+        let rows = b
+            .added
+            .chunks_exact(n_embd)
+            .zip(b.x.chunks_exact_mut(n_embd));
+        let n_workers = self.workers_for_rows();
+        self.pool.for_each(n_workers, rows, |worker, (added, x)| {
+            let normed = &mut lock(&scratch[worker]).normed[0][..n_embd];
+            kernel.rms_norm(added, norm, eps, normed);
+            kernel.add(x, normed);
+        });
     }
 
     /// Logits of the entries that want them: all by the full head, or the best by screening.
@@ -138,24 +186,30 @@ impl Step<'_> {
         });
     }
 
-    /// Each row of `x`, normed unless `norm` is `None`, as int8.
-    pub(super) fn norm_quantize(&mut self, x: &[f32], norm: Option<&[f32]>, quant: &mut QuantRows) {
+    /// Each row of `x`, behind the norms there are, as int8.
+    pub(super) fn norm_quantize(
+        &mut self,
+        x: &[f32],
+        norms: [Option<&[f32]>; 2],
+        quant: &mut QuantRows,
+    ) {
         let (kernel, eps, scratch) = (self.kernel, self.shape.eps, self.scratch);
         let cols = x.len() / self.n_tokens;
         quant.resize(self.n_tokens, cols);
         let rows = x.chunks_exact(cols).zip(quant.rows_mut());
-        self.pool.for_each(
-            self.workers_for_rows(),
-            rows,
-            |worker, (row, out)| match norm {
-                None => kernel.quantize(row, out),
-                Some(norm) => {
-                    let normed = &mut lock(&scratch[worker]).row[..cols];
-                    kernel.rms_norm(row, norm, eps, normed);
-                    kernel.quantize(normed, out);
+        let n_workers = self.workers_for_rows();
+        self.pool.for_each(n_workers, rows, |worker, (row, out)| {
+            let mut scratch = lock(&scratch[worker]);
+            let [first, second] = scratch.normed.each_mut().map(|row| &mut row[..cols]);
+            let mut input = row;
+            for (norm, normed) in norms.into_iter().zip([first, second]) {
+                if let Some(norm) = norm {
+                    kernel.rms_norm(input, norm, eps, normed);
+                    input = normed;
                 }
-            },
-        );
+            }
+            kernel.quantize(input, out);
+        });
     }
 
     /// Several products of the same input: `out[t] = W x[t] + bias`.
@@ -209,12 +263,10 @@ impl Step<'_> {
         });
     }
 
-    /// `out[t] = act(Wgate x[t]) * (Wup x[t])`.
-    pub(super) fn project_gated(
+    /// `out[t] = act(Wgate x[t]) * (Wup y[t])` of two linears and their inputs.
+    fn project_gated(
         &mut self,
-        gate: &Projection,
-        up: &Projection,
-        x: &QuantRows,
+        [(gate, gate_input), (up, up_input)]: [(&Projection, &QuantRows); 2],
         out: &mut [f32],
     ) {
         let (kernel, scratch, n_tokens) = (self.kernel, self.scratch, self.n_tokens);
@@ -228,16 +280,17 @@ impl Step<'_> {
                 let width = range.len();
                 let [gates, ups] = tile.each_mut().map(|tile| &mut tile[..n_tokens * width]);
                 rows.with(gates.chunks_exact_mut(width), |out| {
-                    gate.apply(kernel, range.clone(), x, out)
+                    gate.apply(kernel, range.clone(), gate_input, out)
                 });
                 rows.with(ups.chunks_exact_mut(width), |out| {
-                    up.apply(kernel, range, x, out)
+                    up.apply(kernel, range, up_input, out)
                 });
                 let inputs = gates.chunks_exact(width).zip(ups.chunks_exact(width));
                 for ((gate, up), out) in inputs.zip(part.rows()) {
                     match activation {
                         Activation::Relu2 => kernel.relu2_mul(gate, up, out),
                         Activation::Silu => kernel.silu_mul(gate, up, out),
+                        Activation::Gelu => kernel.gelu_mul(gate, up, out),
                     }
                 }
             }
@@ -245,14 +298,15 @@ impl Step<'_> {
     }
 
     /// Turns the batch's keys and writes keys and values to the cache.
-    pub(super) fn store(&mut self, layer: usize, b: &Rows<'_>, kv: &mut KvCache) {
+    fn store(&mut self, number: usize, layer: &Layer, b: &Rows<'_>, kv: &mut KvCache) {
         let (kernel, shape, scratch) = (self.kernel, self.shape, self.scratch);
         let head_dim = shape.head_dim;
         let stride = shape.n_head_kv * head_dim;
         let n_workers = self.workers_for_rows();
         self.pool
-            .for_each(n_workers, kv.layer_mut(layer), |worker, mut writer| {
-                let key = &mut lock(&scratch[worker]).heads[..head_dim];
+            .for_each(n_workers, kv.layer_mut(number), |worker, mut writer| {
+                let Scratch { heads, head, .. } = &mut *lock(&scratch[worker]);
+                let key = &mut heads[..head_dim];
                 let places = b
                     .places
                     .iter()
@@ -260,11 +314,12 @@ impl Step<'_> {
                     .filter(|(_, place)| place.slot == writer.slot);
                 for (t, place) in places {
                     let start = t * stride + writer.head * head_dim;
-                    shape.turn(
-                        &b.k[start..start + head_dim],
-                        turns_of(b.turns, t, head_dim),
-                        key,
-                    );
+                    let mut input = &b.k[start..start + head_dim];
+                    if let Some(norm) = &layer.k_head_norm {
+                        kernel.rms_norm(input, norm, shape.eps, head);
+                        input = head;
+                    }
+                    shape.turn(input, turns_of(b.turns, t, head_dim), key);
                     let value = &b.v[start..start + head_dim];
                     let cells = place.position * head_dim..(place.position + 1) * head_dim;
                     match &mut writer.cells {
@@ -282,7 +337,7 @@ impl Step<'_> {
     }
 
     /// Attention of every token over its own past.
-    pub(super) fn attend(&mut self, layer: usize, b: &mut Rows<'_>, kv: &KvCache) {
+    fn attend(&mut self, number: usize, layer: &Layer, b: &mut Rows<'_>, kv: &KvCache) {
         let (kernel, shape, scratch) = (self.kernel, self.shape, self.scratch);
         let head_dim = shape.head_dim;
         let len = shape.group * head_dim;
@@ -302,14 +357,21 @@ impl Step<'_> {
                 let place = places[t];
                 let turns = turns_of(turns, t, head_dim);
                 let Scratch {
-                    heads: q, scores, ..
+                    heads: q,
+                    head: normed,
+                    scores,
+                    ..
                 } = &mut *lock(&scratch[worker]);
                 let heads = queries[item * len..(item + 1) * len].chunks_exact(head_dim);
-                for (head, turned) in heads.zip(q.chunks_exact_mut(head_dim)) {
+                for (mut head, turned) in heads.zip(q.chunks_exact_mut(head_dim)) {
+                    if let Some(norm) = &layer.q_head_norm {
+                        kernel.rms_norm(head, norm, shape.eps, normed);
+                        head = normed;
+                    }
                     shape.turn(head, turns, turned);
                 }
                 let (q, n_pos) = (&q[..len], place.position + 1);
-                match kv.head(layer, place.slot, head, n_pos) {
+                match kv.head(number, place.slot, head, n_pos) {
                     HeadCells::F16 { keys: k, values: v } => {
                         kernel.attend_f16(Attend {
                             q,
