@@ -13,6 +13,7 @@ mod plan;
 mod serve;
 mod settings;
 mod startup;
+mod status;
 mod supervise;
 mod synth;
 

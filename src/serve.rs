@@ -23,6 +23,7 @@ use crate::demo;
 use crate::listen::Sockets;
 use crate::settings::Settings;
 use crate::startup::{self, Prepared};
+use crate::status::Watch;
 use crate::supervise::broker::{Broker, BrokerConfig, Notice, Unstarted};
 use crate::supervise::child::EngineProcesses;
 use crate::supervise::state::Failure;
@@ -57,6 +58,7 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
 /// The running program.
 struct Server {
     app: Arc<App>,
+    watch: Arc<Watch>,
     broker: Broker,
     addresses: Vec<String>,
     drain_timeout: Duration,
@@ -74,16 +76,19 @@ impl Server {
         let (broker, unstarted) = Broker::new();
         let config = server_config(&settings, sockets.addresses());
         let app = App::new(config, Arc::new(broker.clone()));
+        let watch = Arc::new(Watch::new());
+        app.set_status(Arc::clone(&watch) as _);
         let mut listeners = JoinSet::new();
         for listener in sockets.into_listeners() {
             listeners.spawn(bitnet_server::serve(listener, Arc::clone(&app)));
         }
         let opening = tokio::task::spawn_blocking({
-            let app = Arc::clone(&app);
-            move || open(&settings, unstarted, &app)
+            let (app, watch) = (Arc::clone(&app), Arc::clone(&watch));
+            move || open(&settings, unstarted, &app, &watch)
         });
         Ok(Server {
             app,
+            watch,
             broker,
             addresses,
             drain_timeout,
@@ -109,6 +114,7 @@ impl Server {
                 Some(notice) = notices.recv() => match notice {
                     Notice::Ready { load_ms, pid } => {
                         tracing::info!("model loaded in {load_ms:.0} ms, engine process {pid}");
+                        self.watch.engine_is(pid);
                         if !announced {
                             self.announce();
                         }
@@ -223,9 +229,11 @@ fn open(
     settings: &Settings,
     unstarted: Unstarted,
     app: &App,
+    watch: &Watch,
 ) -> anyhow::Result<UnboundedReceiver<Notice>> {
     let prepared = startup::prepare(settings)?;
     prepared.log(settings);
+    watch.planned(&prepared);
     let Prepared { facts, plan, .. } = &prepared;
     let config = BrokerConfig {
         engine: plan.engine_config(settings),

@@ -1,6 +1,6 @@
 //! What all requests share: settings, the backend, the model's card, the counters, and the phase of life.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
@@ -10,6 +10,7 @@ use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::model::{Model, ModelCard};
+use crate::status::StatusSource;
 use crate::template::TemplateError;
 
 /// Requests parsed and tokenised at the same time: enough for two cores, few enough that decoding keeps its own.
@@ -31,6 +32,7 @@ pub struct App {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) metrics: Metrics,
     model: RwLock<Option<Arc<Model>>>,
+    status: OnceLock<Arc<dyn StatusSource>>,
     phase: watch::Sender<Phase>,
     generations: watch::Sender<usize>,
     preparing: Semaphore,
@@ -44,6 +46,7 @@ impl App {
             backend,
             metrics: Metrics::new(),
             model: RwLock::new(None),
+            status: OnceLock::new(),
             phase: watch::Sender::new(Phase::Serving),
             generations: watch::Sender::new(0),
             preparing: Semaphore::new(PREPARING_AT_ONCE),
@@ -58,6 +61,15 @@ impl App {
         let model = Model::new(card, &self.config)?;
         *self.model.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(model));
         Ok(())
+    }
+
+    /// Says who knows about machine, plan and processes; only the first call counts.
+    pub fn set_status(&self, source: Arc<dyn StatusSource>) {
+        let _ = self.status.set(source);
+    }
+
+    pub(crate) fn status_source(&self) -> Option<&dyn StatusSource> {
+        self.status.get().map(AsRef::as_ref)
     }
 
     /// Takes no new work, lets what runs finish for at most `within`, then makes [`crate::serve`] return. Calling it

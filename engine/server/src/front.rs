@@ -16,7 +16,7 @@ use crate::app::App;
 use crate::config::Cors;
 use crate::error::ApiError;
 use crate::serve::Visit;
-use crate::{auth, reply};
+use crate::{auth, page, reply};
 
 /// Log target of the request lines.
 const ACCESS: &str = "bitnet_server::access";
@@ -61,7 +61,7 @@ fn log(id: &HeaderValue, method: &Method, path: &str, status: StatusCode, took: 
     let (id, status) = (id.to_str().unwrap_or_default(), status.as_u16());
     let ms = took.as_millis() as u64;
     match path {
-        "/health" | "/v1/health" | "/metrics" | "/slots" if status == 200 => {
+        "/health" | "/v1/health" | "/metrics" | "/slots" | "/status" if status == 200 => {
             tracing::debug!(target: ACCESS, "{method} {path} {status} in {ms} ms, request {id}");
         }
         _ => tracing::info!(target: ACCESS, "{method} {path} {status} in {ms} ms, request {id}"),
@@ -77,12 +77,16 @@ fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiErr
     let public = match route {
         "/health" | "/v1/health" | "/" | "" => true,
         "/models" | "/v1/models" => app.config.public_models,
-        _ => false,
+        route => route.starts_with(page::FILES),
     };
     if !public && !auth::allows(&app.config.api_keys, request.headers()) {
         return Err(ApiError::unauthorized());
     }
-    let always = matches!(route, "/health" | "/v1/health" | "/" | "" | "/metrics");
+    let always = route.starts_with(page::FILES)
+        || matches!(
+            route,
+            "/health" | "/v1/health" | "/" | "" | "/metrics" | "/status"
+        );
     if crowded && !always {
         return Err(ApiError::unavailable("too many connections"));
     }

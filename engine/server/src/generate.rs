@@ -112,6 +112,8 @@ struct Choice {
     /// With where each token's text starts.
     probs: Vec<(usize, u32, TokenProbs)>,
     timings: Timings,
+    /// Prompt tokens in the cache, as counted.
+    prompt_seen: Option<usize>,
     first_at: Option<Instant>,
     last_at: Option<Instant>,
 }
@@ -146,6 +148,9 @@ impl Choice {
                 self.timings.cached = cached;
                 self.timings.prompt_n = total.saturating_sub(cached);
                 self.timings.prompt_ms = ms;
+                let before = self.prompt_seen.unwrap_or(cached);
+                app.metrics.prompt_tokens(processed.saturating_sub(before));
+                self.prompt_seen = Some(processed);
                 let progress = Progress {
                     slot,
                     total,
@@ -345,6 +350,7 @@ impl Run {
                     tokens: Vec::new(),
                     probs: Vec::new(),
                     timings: Timings::default(),
+                    prompt_seen: None,
                     first_at: None,
                     last_at: None,
                 });

@@ -30,6 +30,7 @@ mod responses;
 mod routes;
 mod serve;
 mod slots;
+pub mod status;
 mod stop;
 mod stream;
 mod template;

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::State;
 use axum::http::header;
@@ -22,6 +22,7 @@ const PER_TOKEN_BOUNDS_S: &[f64] = &[
 /// Counted by the server process since it started.
 pub(crate) struct Metrics {
     pub(crate) started: SystemTime,
+    began: Instant,
     totals: Mutex<Totals>,
 }
 
@@ -36,6 +37,20 @@ struct Totals {
     requests: u64,
     cancelled: u64,
     failed: u64,
+    /// Tokens counted as they come, not when their request ends.
+    prompt_seen: u64,
+    predicted_seen: u64,
+}
+
+/// Totals so far, what is under way included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) prompt_tokens: u64,
+    pub(crate) prompt_cached: u64,
+    pub(crate) predicted: u64,
+    pub(crate) requests: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) failed: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -92,9 +107,12 @@ impl Metrics {
             requests: 0,
             cancelled: 0,
             failed: 0,
+            prompt_seen: 0,
+            predicted_seen: 0,
         };
         Metrics {
             started: SystemTime::now(),
+            began: Instant::now(),
             totals: Mutex::new(totals),
         }
     }
@@ -107,12 +125,39 @@ impl Metrics {
             .as_secs_f64()
     }
 
+    /// Time since the server process started.
+    pub(crate) fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        self.with(|totals| Seen {
+            prompt_tokens: totals.prompt_seen,
+            prompt_cached: totals.all.prompt_cached,
+            predicted: totals.predicted_seen,
+            requests: totals.requests,
+            cancelled: totals.cancelled,
+            failed: totals.failed,
+        })
+    }
+
+    /// So many more prompt tokens are in the cache.
+    pub(crate) fn prompt_tokens(&self, more: usize) {
+        self.with(|totals| totals.prompt_seen += more as u64);
+    }
+
     pub(crate) fn first_token(&self, after: Duration) {
-        self.with(|totals| totals.first_token.observe(after.as_secs_f64()));
+        self.with(|totals| {
+            totals.first_token.observe(after.as_secs_f64());
+            totals.predicted_seen += 1;
+        });
     }
 
     pub(crate) fn next_token(&self, after: Duration) {
-        self.with(|totals| totals.per_token.observe(after.as_secs_f64()));
+        self.with(|totals| {
+            totals.per_token.observe(after.as_secs_f64());
+            totals.predicted_seen += 1;
+        });
     }
 
     pub(crate) fn finished(&self, one: Finished) {

@@ -1,75 +1,84 @@
-//! `GET /`: one plain page that says what answers here.
+//! The web page at `/` and its files under `/ui/`, all inside the binary. No build step and no requests to other hosts:
+//! the policy sent with the page allows this server only, and no script in the page's own text.
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::header;
+use axum::extract::{Path, State};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
-use crate::backend::BackendState;
 use crate::error::ApiError;
 
-const ROUTES: &[(&str, &str)] = &[
+/// Where the page's files lie, after the configured prefix.
+pub(crate) const FILES: &str = "/ui/";
+
+const INDEX: &str = include_str!("ui/index.html");
+/// Stands in the page for the path its links start from.
+const BASE: &str = "{{base}}";
+
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+/// Name, content type, text.
+const ASSETS: &[(&str, &str, &str)] = &[
     (
-        "POST /v1/chat/completions",
-        "answer a conversation (OpenAI)",
+        "style.css",
+        "text/css; charset=utf-8",
+        include_str!("ui/style.css"),
     ),
-    ("POST /v1/completions", "continue a text (OpenAI)"),
-    ("POST /completion", "continue a text (llama-server)"),
-    (
-        "POST /tokenize, /detokenize, /apply-template",
-        "text to tokens and back, messages to a prompt",
-    ),
-    ("GET /v1/models, /props", "the model and the settings"),
-    ("GET /health, /slots, /metrics", "the state"),
+    ("icon.svg", "image/svg+xml", include_str!("ui/icon.svg")),
+    ("app.js", JAVASCRIPT, include_str!("ui/app.js")),
+    ("chat.js", JAVASCRIPT, include_str!("ui/chat.js")),
+    ("api.js", JAVASCRIPT, include_str!("ui/api.js")),
+    ("dom.js", JAVASCRIPT, include_str!("ui/dom.js")),
+    ("markdown.js", JAVASCRIPT, include_str!("ui/markdown.js")),
+    ("panel.js", JAVASCRIPT, include_str!("ui/panel.js")),
+    ("store.js", JAVASCRIPT, include_str!("ui/store.js")),
 ];
 
-/// The page, as HTML.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+connect-src 'self'; base-uri 'self'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page.
 pub(crate) async fn page(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     if !app.config.page {
         return Err(ApiError::not_found());
     }
-    let html = [(header::CONTENT_TYPE, "text/html; charset=utf-8")];
-    Ok((html, text(&app)).into_response())
+    let base = format!("{}/", app.config.api_prefix);
+    let text = INDEX.replacen(BASE, &escape(&base), 1);
+    Ok(file("text/html; charset=utf-8", text))
 }
 
-fn text(app: &App) -> String {
-    let state = match app.state() {
-        BackendState::Ready => "ready".to_owned(),
-        BackendState::Loading => "loading the model".to_owned(),
-        BackendState::Draining => "shutting down".to_owned(),
-        BackendState::Failed(reason) => format!("the engine can't be started: {reason}"),
-    };
-    let model = app.model().map_or_else(String::new, |model| {
-        let card = &model.card;
-        let line = format!(
-            "{}, {} slots of {} tokens, kernel {}, {} threads",
-            model.id, card.slots, card.slot_context, card.kernel, card.threads
-        );
-        format!("<p>Model: {}</p>", escape(&line))
-    });
-    let rows: String = ROUTES
-        .iter()
-        .map(|(route, what)| {
-            format!(
-                "<tr><td><code>{}</code></td><td>{}</td></tr>",
-                escape(route),
-                escape(what)
-            )
-        })
-        .collect();
-    let prefix = escape(&app.config.api_prefix);
-    format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>bitnet-launch</title>\
-<meta name=\"viewport\" content=\"width=device-width\"><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:44rem;\
-margin:2rem auto;padding:0 1rem}}td{{padding:.2rem 1rem .2rem 0;vertical-align:top}}pre{{background:#8881;padding:1rem;\
-overflow-x:auto}}</style></head><body><h1>bitnet-launch {version}</h1><p>Serves a BitNet b1.58 model on the CPU. State: \
-<strong>{state}</strong>.</p>{model}<table>{rows}</table><pre>curl http://HOST:PORT{prefix}/v1/chat/completions -d \
-'{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'</pre></body></html>\n",
-        version = escape(&app.config.version),
-        state = escape(&state),
-    )
+/// One of its files.
+pub(crate) async fn asset(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let found = ASSETS.iter().find(|(known, ..)| *known == name);
+    match found.filter(|_| app.config.page) {
+        Some((_, kind, text)) => Ok(file(kind, (*text).to_owned())),
+        None => Err(ApiError::not_found()),
+    }
+}
+
+fn file(kind: &'static str, text: String) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(kind)),
+        // A newer program behind the same address brings newer files.
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static(POLICY),
+        ),
+        (
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        ),
+        (
+            HeaderName::from_static("referrer-policy"),
+            HeaderValue::from_static("no-referrer"),
+        ),
+    ];
+    (headers, text).into_response()
 }
 
 fn escape(text: &str) -> String {
@@ -77,4 +86,46 @@ fn escape(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_names_only_files_there_are() {
+        let named = |mark: &str| {
+            let rest = INDEX.split(mark).skip(1);
+            rest.map(|rest| rest.split('"').next().unwrap_or_default().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let mut files = named("href=\"ui/");
+        files.extend(named("src=\"ui/"));
+        assert!(files.len() >= 3, "{files:?}");
+        for name in files {
+            assert!(ASSETS.iter().any(|(known, ..)| *known == name), "{name}");
+        }
+        assert_eq!(INDEX.matches(BASE).count(), 1);
+    }
+
+    #[test]
+    fn nothing_comes_from_elsewhere_and_nothing_runs_inline() {
+        let no_inline = ["<style", "style=\"", "onclick", "onload", "javascript:"];
+        for mark in no_inline {
+            assert!(!INDEX.contains(mark), "{mark}");
+        }
+        for (name, _, text) in ASSETS {
+            let elsewhere = text.replace("http://www.w3.org/2000/svg", "");
+            for mark in [
+                "//cdn",
+                "@import",
+                "url(http",
+                "src=\"http",
+                "innerHTML",
+                "eval(",
+            ] {
+                assert!(!elsewhere.contains(mark), "{name}: {mark}");
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::{
     completion, embeddings, front, health, messages, metrics, ollama, page, props, responses,
-    slots, tokens,
+    slots, status, tokens,
 };
 
 /// Routes other llama-servers have and this one answers with 501, and why.
@@ -38,6 +38,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let mut table = table
         .get(&["/health", "/v1/health"], health::health)
         .get(&["/metrics"], metrics::metrics)
+        .get(&["/status"], status::status)
+        .get(&["/ui/{name}"], page::asset)
         .get(&["/slots"], props::slots)
         .get(&["/models", "/v1/models"], props::models)
         .get(&["/models/{*name}", "/v1/models/{*name}"], props::model)

@@ -400,6 +400,8 @@ fn unknown_and_unavailable_routes() {
         ),
         (501, 501, 404)
     );
+    assert_eq!(off.get("/ui/app.js").error().0, 404);
+    assert!(off.get("/status").json()["slots"].is_null());
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn loading_then_ready() {
         assert_eq!(reply.header("retry-after"), Some("1"));
     }
     assert_eq!(server.get("/metrics").status, 200);
-    assert!(server.get("/").text().contains("loading the model"));
+    assert_eq!(server.get("/status").json()["state"], "loading");
     *server.backend.state.lock().unwrap() = BackendState::Loading;
     server.app.set_model(card()).unwrap();
     assert_eq!(server.get("/health").status, 503);
@@ -220,6 +220,8 @@ fn keys() {
         (401, "authentication_error", "Invalid API Key")
     );
     assert_eq!(server.get("/metrics").status, 401);
+    assert_eq!(server.get("/status").status, 401);
+    assert_eq!(server.get("/ui/app.js").status, 200);
     assert_eq!(server.post("/completion", json!({})).status, 401);
     assert_eq!(
         (

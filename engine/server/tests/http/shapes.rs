@@ -561,7 +561,46 @@ fn props_slots_models() {
         assert!(message.contains("`org/other`") && message.contains("`tiny.gguf`"));
     }
     let page = server.get("/");
-    assert!(page.text().starts_with("<!doctype html>") && page.text().contains("ready"));
+    assert!(page.text().starts_with("<!doctype html>"));
+    assert!(page.text().contains("<base href=\"/\">"));
+    let script = server.get("/ui/app.js");
+    assert_eq!(
+        script.header("content-type"),
+        Some("text/javascript; charset=utf-8")
+    );
+    for reply in [page, script] {
+        let policy = reply.header("content-security-policy").expect("a policy");
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'"));
+        assert!(!policy.contains("unsafe"), "{policy}");
+    }
+    assert_eq!(server.get("/ui/none.js").error().0, 404);
+}
+
+#[test]
+fn the_status_counts_as_tokens_come() {
+    let server = Server::start();
+    let before = server.get("/status").json();
+    assert_eq!(
+        (&before["state"], &before["tokens"]["predicted"]),
+        (&json!("ready"), &json!(0))
+    );
+    assert_eq!(before["slots"].as_array().map(Vec::len), Some(SLOTS));
+    assert_eq!(before["model"]["slot_context"], SLOT_CONTEXT);
+    assert!(before["report"].is_null() && before["vitals"]["energy_j"].is_null());
+    server.plays(Script {
+        tokens: server.byte_tokens(b"abcd"),
+        cached: 2,
+        ..Script::default()
+    });
+    let timings = server
+        .post("/completion", json!({ "prompt": "a prompt" }))
+        .json()["timings"]
+        .clone();
+    let after = server.get("/status").json();
+    assert_eq!(after["tokens"]["predicted"], timings["predicted_n"]);
+    assert_eq!(after["tokens"]["prompt"], timings["prompt_n"]);
+    assert_eq!(after["requests"]["ended"], 1);
+    assert!(after["now_ms"].as_u64() >= before["now_ms"].as_u64());
 }
 
 #[test]
