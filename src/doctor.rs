@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::cli::DoctorArgs;
 use crate::host::{CpuSet, Host, Root};
-use crate::plan::{Choice, Plan, Warning, head_name, mb};
+use crate::plan::{Choice, Plan, Warning, head_name, mb, weights_name};
 use crate::settings::{Dialect, Settings, environment};
 use crate::startup::{self, Prepared};
 
@@ -383,6 +383,10 @@ fn plan_rows(plan: &Plan) -> Vec<Row> {
             "output head",
             because(&plan.head, |head| head_name(*head).to_owned()),
         ),
+        (
+            "weights",
+            because(&plan.weights, |home| weights_name(*home).to_owned()),
+        ),
         ("memory", plan.memory.to_string()),
     ]
 }
@@ -477,6 +481,7 @@ fn plan_json(plan: &Plan) -> Value {
         "prefill_batch": choice(&plan.prefill_batch, json!(plan.prefill_batch.value)),
         "kv_type": choice(&plan.kv_type, json!(kv_name(plan.kv_type.value))),
         "head": choice(&plan.head, json!(head_name(plan.head.value))),
+        "weights": choice(&plan.weights, json!(weights_name(plan.weights.value))),
         "mlock": choice(&plan.mlock, json!(plan.mlock.value)),
         "memory": {
             "weights_bytes": memory.weights_bytes, "head_copies_bytes": memory.head_copies_bytes,

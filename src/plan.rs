@@ -15,8 +15,8 @@ use std::fmt;
 use bitnet_kernels::Kernel;
 use bitnet_model::facts::ModelFacts;
 use bitnet_model::gguf::TensorType;
-use bitnet_model::protocol::{EngineConfig, HeadMode, KvType};
-use bitnet_model::screening;
+use bitnet_model::protocol::{EngineConfig, HeadMode, KvType, WeightsHome};
+use bitnet_model::{relocate, screening};
 
 use crate::host::{CpuSet, Host};
 use crate::settings::{ModelSize, Settings, Source, UseCase};
@@ -61,6 +61,8 @@ pub(crate) struct Plan {
     pub kv_type: Choice<KvType>,
     /// Output head.
     pub head: Choice<HeadMode>,
+    /// Home of the ternary weights.
+    pub weights: Choice<WeightsHome>,
     /// Lock the weights.
     pub mlock: Choice<bool>,
     /// Where the memory goes.
@@ -201,6 +203,7 @@ pub(crate) fn plan(
         prefill_batch,
         kv_type,
         head,
+        weights: choose_weights(host, sizes.ternary_bytes(), settings),
         mlock: Choice::new(
             settings.mlock.value,
             Reason::of(&settings.mlock.source, Reason::Default),
@@ -264,6 +267,28 @@ fn choose_head(
         None => {
             let mb = mb(facts.head_bytes);
             Choice::new(HeadMode::Exact, Reason::LargeHead { mb })
+        }
+    }
+}
+
+/// Moved into huge pages where that makes decoding faster and nobody prefers the smallest footprint.
+fn choose_weights(host: &Host, bytes: u64, settings: &Settings) -> Choice<WeightsHome> {
+    let has_huge_pages = host.memory.huge_pages.as_deref();
+    match settings.weights.value {
+        Some(home) => Choice::new(home, Reason::AskedFor(settings.weights.source.clone())),
+        None if settings.use_case.value == UseCase::MemoryEfficient => {
+            let because = Reason::of_use_case(&settings.use_case);
+            Choice::new(WeightsHome::Mapped, because)
+        }
+        None if bytes < relocate::WORTH_BYTES => {
+            Choice::new(WeightsHome::Mapped, Reason::SmallWeights)
+        }
+        None if has_huge_pages.is_none_or(|mode| mode == "never") => {
+            Choice::new(WeightsHome::Mapped, Reason::NoHugePages)
+        }
+        None => {
+            let mb = mb(bytes);
+            Choice::new(WeightsHome::HugePages, Reason::LargeWeights { mb })
         }
     }
 }
@@ -333,6 +358,7 @@ impl Plan {
             prefill_batch: self.prefill_batch.value,
             kv_type: self.kv_type.value,
             head: self.head.value,
+            weights: self.weights.value,
             mlock: self.mlock.value,
             overrides: settings.overrides.clone(),
         }
@@ -402,6 +428,11 @@ impl Plan {
                 head_name(self.head.value),
                 self.head.because
             ),
+            format!(
+                "Weights: {} ({})",
+                weights_name(self.weights.value),
+                self.weights.because
+            ),
             format!("Memory: {}", self.memory),
         ]
     }
@@ -413,6 +444,14 @@ pub(crate) fn head_name(head: HeadMode) -> &'static str {
         HeadMode::Full => "full",
         HeadMode::Exact => "exact",
         HeadMode::Proven => "proven",
+    }
+}
+
+/// Its name as a setting.
+pub(crate) fn weights_name(home: WeightsHome) -> &'static str {
+    match home {
+        WeightsHome::HugePages => "huge_pages",
+        WeightsHome::Mapped => "mapped",
     }
 }
 

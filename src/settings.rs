@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bitnet_model::protocol::{
-    HeadMode, KvType, ModelSource, Overrides, SamplerKind, SamplingParams,
+    HeadMode, KvType, ModelSource, Overrides, SamplerKind, SamplingParams, WeightsHome,
 };
 
 use crate::host::CpuSet;
@@ -211,6 +211,8 @@ pub(crate) struct Settings {
     pub kernel: Setting<Option<KernelName>>,
     /// Output head; `None` is automatic.
     pub head: Setting<Option<HeadMode>>,
+    /// Home of the ternary weights; `None` is automatic.
+    pub weights: Setting<Option<WeightsHome>>,
     /// Decode threads; `None` is automatic.
     pub threads: Setting<Option<usize>>,
     /// Prefill threads; `None` is automatic.

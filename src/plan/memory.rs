@@ -148,14 +148,17 @@ impl Sizes<'_> {
         MemoryPlan {
             head_copies_bytes: head_copies_bytes(facts, self.head),
             // The file's pages that a copy was made from are given back.
-            weights_bytes: facts.ternary_bytes(self.packing)
-                + facts.dense_bytes()
-                + facts.vector_bytes,
+            weights_bytes: self.ternary_bytes() + facts.dense_bytes() + facts.vector_bytes,
             kv_bytes: positions * facts.kv_bytes_per_token(self.kv_type),
             buffers_bytes: ((activations + logits + scores) * size_of::<f32>()) as u64,
             program_bytes: PROGRAM_BYTES + facts.n_vocab as u64 * VOCABULARY_ENTRY_BYTES,
             budget: self.budget.clone(),
         }
+    }
+
+    /// Bytes of the ternary matrices.
+    pub(super) fn ternary_bytes(&self) -> u64 {
+        self.facts.ternary_bytes(self.packing)
     }
 
     fn fits(&self, slots: usize, slot_context: usize) -> bool {

@@ -100,6 +100,15 @@ pub(crate) enum Reason {
         /// They would take.
         mb: u64,
     },
+    /// Reading them page by page would take long.
+    LargeWeights {
+        /// Packed.
+        mb: u64,
+    },
+    /// Their page tables fit the caches.
+    SmallWeights,
+    /// The system gives no huge pages to those who ask.
+    NoHugePages,
     /// More would not fit into memory.
     FitsMemory {
         /// What would have been taken.
@@ -198,6 +207,9 @@ impl fmt::Display for Reason {
             Reason::NoRoomForCopies { mb } => {
                 write!(f, "{mb} MB of copies would not fit into memory")
             }
+            Reason::LargeWeights { mb } => write!(f, "{mb} MB are read for every token"),
+            Reason::SmallWeights => f.write_str("small weights"),
+            Reason::NoHugePages => f.write_str("the system has no transparent huge pages"),
             Reason::FitsMemory { wanted, budget_mb } => {
                 write!(f, "{wanted} would not fit into {budget_mb} MB")
             }

@@ -338,6 +338,36 @@ fn a_large_head_is_screened_where_there_is_room() {
 }
 
 #[test]
+fn large_weights_move_into_huge_pages_where_there_are_any() {
+    let weights = |host: &Host, facts: &ModelFacts, flags: &[(&'static str, &str)]| {
+        let plan = plan(host, facts, &settings(flags, &[])).unwrap();
+        (plan.weights.value, plan.weights.because.to_string())
+    };
+    let mut host = host("desktop-8c16t");
+    let facts = facts_2b();
+    for mode in ["madvise", "always"] {
+        host.memory.huge_pages = Some(mode.to_owned());
+        let (home, because) = weights(&host, &facts, &[]);
+        assert_eq!(home, WeightsHome::HugePages);
+        assert!(
+            because.ends_with("MB are read for every token"),
+            "{because}"
+        );
+    }
+    let (home, _) = weights(&host, &facts, &[("weights", "mapped")]);
+    assert_eq!(home, WeightsHome::Mapped);
+    let (home, because) = weights(&host, &facts, &[("use-case", "memory_efficient")]);
+    let expected = (WeightsHome::Mapped, "use case memory_efficient".to_owned());
+    assert_eq!((home, because), expected);
+    for mode in [None, Some("never".to_owned())] {
+        host.memory.huge_pages = mode;
+        assert_eq!(weights(&host, &facts, &[]).0, WeightsHome::Mapped);
+        let asked = weights(&host, &facts, &[("weights", "huge_pages")]);
+        assert_eq!(asked.0, WeightsHome::HugePages);
+    }
+}
+
+#[test]
 fn a_wrong_model_size_is_a_warning() {
     assert!(
         planned("desktop-8c16t", &[("model-size", "medium")])

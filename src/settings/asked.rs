@@ -142,6 +142,7 @@ impl Asked {
             },
             kernel: self.optional("kernel", values::kernel)?,
             head: self.optional("head", values::head)?,
+            weights: self.optional("weights", values::weights)?,
             threads: self.or("threads", None, values::threads)?,
             threads_batch: self.or("threads-batch", None, values::threads)?,
             cpu_affinity: self.or("cpu-affinity", Affinity::Auto, values::affinity)?,

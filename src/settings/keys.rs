@@ -157,6 +157,13 @@ pub(crate) const KEYS: &[Key] = &[
         "How the output head finds the best tokens: exact (screened by 4-bit copies, within 8 standard deviations), proven (by 8-bit copies, within bounds that always hold) or full (all of it for every token); the tokens are the same",
     )
     .default("auto: exact for a large head of F32, F16 or BF16"),
+    value(
+        MACHINE,
+        "weights",
+        "WHERE",
+        "huge_pages (moved into memory of large pages after the start: fastest) or mapped (read in place from the file: smallest, shared between processes)",
+    )
+    .default("auto: huge_pages for a large model where the system has them"),
     value(MACHINE, "threads", "N", "Threads that produce tokens")
         .short('t')
         .env(&["LLAMA_ARG_THREADS", "OMP_NUM_THREADS"])

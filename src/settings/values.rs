@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bitnet_model::protocol::{Activation, HeadMode, KvType, SamplerKind};
+use bitnet_model::protocol::{Activation, HeadMode, KvType, SamplerKind, WeightsHome};
 use tracing::level_filters::LevelFilter;
 
 use super::asked::LIST_SEPARATOR;
@@ -255,6 +255,14 @@ pub(super) fn head(text: &str) -> Read<HeadMode> {
         "proven" => Ok(HeadMode::Proven),
         "full" => Ok(HeadMode::Full),
         _ => Err("`auto`, `exact`, `proven` or `full`".to_owned()),
+    }
+}
+
+pub(super) fn weights(text: &str) -> Read<WeightsHome> {
+    match text {
+        "huge_pages" => Ok(WeightsHome::HugePages),
+        "mapped" => Ok(WeightsHome::Mapped),
+        _ => Err("`auto`, `huge_pages` or `mapped`".to_owned()),
     }
 }
 

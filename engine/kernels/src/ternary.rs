@@ -106,6 +106,18 @@ impl PackedMatrix {
         })
     }
 
+    /// The same matrix over a copy of its bytes.
+    ///
+    /// # Panics
+    /// When `copy` has another length.
+    pub fn moved_to(&self, copy: SharedBytes) -> Self {
+        assert_eq!(copy.len(), self.bytes.len(), "not a copy of this matrix");
+        PackedMatrix {
+            bytes: copy,
+            ..*self
+        }
+    }
+
     fn to_i2_s(&self) -> Result<Self, MatrixError> {
         let mut bytes = zeros(packed_bytes(self.rows, self.cols)?)?;
         let mut weights = vec![0; self.cols];

@@ -1,6 +1,6 @@
 //! Decode and prefill speed of a model file, next to how fast this machine reads the same bytes.
 //!
-//!     cargo bench -p bitnet-model -- FILE [KERNEL]
+//!     cargo bench -p bitnet-model --bench model -- FILE [KERNEL] [mapped]
 //!
 //! Medians of several runs, with the smallest and the largest; threads are bound to CPUs. Decode: one sequence, tokens 64
 //! to 95, by turns with the full output head and with the screened one. Prefill: prompts of 512 tokens (fewer for a smaller context). Bandwidth: the embedding's pages, summed.
@@ -14,7 +14,7 @@ use bitnet_model::engine::Engine;
 use bitnet_model::gguf::Gguf;
 use bitnet_model::graph::Entry;
 use bitnet_model::pool::Pool;
-use bitnet_model::protocol::{EngineConfig, HeadMode, KvType, ModelSource, Overrides};
+use bitnet_model::protocol::{EngineConfig, HeadMode, KvType, ModelSource, Overrides, WeightsHome};
 use bitnet_model::sampler::{Logits, Want};
 
 const RUNS: usize = 5;
@@ -32,6 +32,10 @@ fn main() {
         return;
     };
     let kernel = arguments.next().unwrap_or_else(|| "i2_s".to_owned());
+    let home = match arguments.next().as_deref() {
+        Some("mapped") => WeightsHome::Mapped,
+        _ => WeightsHome::HugePages,
+    };
     let cpus: Vec<usize> = core_affinity::get_core_ids()
         .unwrap_or_default()
         .iter()
@@ -43,7 +47,7 @@ fn main() {
     for n_threads in [1, 2].into_iter().filter(|&n| n <= cpus.len()) {
         let cpus = &cpus[..n_threads];
         let bandwidth = on_its_own_thread(|| bandwidth(&file, cpus));
-        on_its_own_thread(|| measure(&file, &kernel, cpus, &bandwidth));
+        on_its_own_thread(|| measure(&config(&file, &kernel, home, cpus), &bandwidth));
     }
 }
 
@@ -52,9 +56,9 @@ fn on_its_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(work).join().expect("measuring does not panic"))
 }
 
-fn measure(file: &Path, kernel: &str, cpus: &[usize], bandwidth: &Spread) {
+fn measure(config: &EngineConfig, bandwidth: &Spread) {
     let began = Instant::now();
-    let mut engine = match Engine::load(&config(file, kernel, cpus), || None) {
+    let mut engine = match Engine::load(config, || None) {
         Ok(engine) => engine,
         Err(error) => {
             println!("error: {error}");
@@ -97,13 +101,13 @@ fn measure(file: &Path, kernel: &str, cpus: &[usize], bandwidth: &Spread) {
     let plane_bytes = (facts.n_vocab * facts.n_embd / 2) as u64;
     println!(
         "{:7}  {load_ms:7.0}  {copies_ms:9.0}  {full:19}  {exact:19}  {ratio:19.2}  {proven:19}  {prefill:19}  {bandwidth:19}  {:.1}, {:.1}",
-        cpus.len(),
+        config.decode_cpus.len(),
         reads(&full, facts.head_bytes),
         reads(&exact, plane_bytes),
     );
 }
 
-fn config(file: &Path, kernel: &str, cpus: &[usize]) -> EngineConfig {
+fn config(file: &Path, kernel: &str, home: WeightsHome, cpus: &[usize]) -> EngineConfig {
     EngineConfig {
         model: ModelSource::File(file.to_owned()),
         kernel: kernel.to_owned(),
@@ -115,6 +119,7 @@ fn config(file: &Path, kernel: &str, cpus: &[usize]) -> EngineConfig {
         prefill_batch: PREFILL,
         kv_type: KvType::F16,
         head: HeadMode::Exact,
+        weights: home,
         mlock: false,
         overrides: Overrides::default(),
     }

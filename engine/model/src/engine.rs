@@ -14,11 +14,12 @@ use crate::facts::{FactsError, ModelFacts};
 use crate::gguf::{Gguf, GgufError};
 use crate::graph::{Entry, Limits, Model};
 use crate::kv::{KvCache, KvError, KvShape};
-use crate::os;
+use crate::os::{self, FileMap};
 use crate::pool::{Pool, PoolError};
 use crate::protocol::{
-    EngineConfig, FromEngine, HeadMode, ModelSource, ToEngine, read_frame, write_frame,
+    EngineConfig, FromEngine, HeadMode, ModelSource, ToEngine, WeightsHome, read_frame, write_frame,
 };
+use crate::relocate::Relocation;
 use crate::sampler::{Logits, Want};
 use crate::scheduler::{Command, Scheduler};
 use crate::screening::Screening;
@@ -121,6 +122,8 @@ pub struct Engine {
     model: Model,
     kv: KvCache,
     prefill_batch: usize,
+    /// The model file, if one is mapped.
+    map: Option<FileMap>,
     mlock: bool,
     fingerprint: Fingerprint,
 }
@@ -150,19 +153,16 @@ impl Engine {
         };
         let n_threads = config.prefill_cpus.len();
         let repack = |weights: &mut Weights| weights.repack(wanted.packing(), n_threads);
-        let (kernel, mut weights) = load_weights(&gguf, &facts, wanted, repack).map_err(failed)?;
+        let (kernel, weights) = load_weights(&gguf, &facts, wanted, repack).map_err(failed)?;
         let kernel = match kernel == wanted {
             true => kernel,
             false => selftest::choose(kernel).map_err(LoadError::SelfTest)?,
         };
-        if let (ModelSource::File(path), true) = (&config.model, kernel.packing() != Packing::I2S) {
-            // The pages read for the copies go with the old mapping; the new one holds what is read from now on.
-            drop(gguf);
-            let gguf = Gguf::open(path).map_err(|source| LoadError::Gguf {
-                model: model.clone(),
-                source,
-            })?;
-            weights.take_dense(&gguf, &facts).map_err(failed)?;
+        if kernel.packing() != Packing::I2S
+            && let Some(map) = gguf.map()
+        {
+            // What the copies were made from is not read again.
+            map.release_all();
         }
         if config.mlock
             && let Err(error) = weights.lock_in_memory()
@@ -186,10 +186,17 @@ impl Engine {
         };
         let pool = Pool::new(&workers(config), config.pin)?;
         let screening = Screening::new(&weights.head, config.head, config.slots);
+        let map = gguf.map().cloned();
+        let relocation = match config.weights {
+            WeightsHome::HugePages => Some(Relocation::new(map.clone(), &weights)),
+            WeightsHome::Mapped => None,
+        };
         let mut model = Model::new(&facts, weights, kernel, pool, limits);
         model.set_screening(screening);
+        model.set_relocation(relocation);
         Ok(Engine {
             model,
+            map,
             mlock: config.mlock,
             fingerprint,
             facts,
@@ -277,24 +284,49 @@ impl Engine {
 
     /// Whether [`Engine::prepare`] has something to do.
     pub fn is_unprepared(&self) -> bool {
-        self.model.is_screening_unmade()
+        self.model.is_screening_unmade() || self.model.is_relocating()
     }
 
-    /// Works for about `time` on what makes later steps faster: copies of the output head. Changes no result.
+    /// Works for about `time` on what makes later steps faster: copies of the output head, then weights in huge pages.
+    /// Changes no result.
     pub fn prepare(&mut self, time: Duration) {
-        if !self.is_unprepared() {
-            return;
+        let began = Instant::now();
+        if self.model.is_screening_unmade() {
+            self.model.make_screening(time);
+            if !self.model.is_screening_unmade() {
+                self.head_is_screened();
+            }
         }
-        self.model.make_screening(time);
-        let Some(screening) = self.model.screening().filter(|it| it.is_made()) else {
+        if !self.model.is_screening_unmade() && self.model.is_relocating() {
+            self.model.relocate(time.saturating_sub(began.elapsed()));
+            if !self.model.is_relocating() {
+                self.weights_are_moved();
+            }
+        }
+    }
+
+    fn head_is_screened(&self) {
+        tracing::info!("the output head is screened from now on");
+        let Some(screening) = self.model.screening() else {
             return;
         };
-        tracing::info!("the output head is screened from now on");
-        let locked = || screening.planes().map(os::lock_in_memory);
+        if self.mlock {
+            let copies = screening.planes().map(os::lock_in_memory);
+            if let Err(error) = copies.into_iter().collect::<io::Result<()>>() {
+                tracing::warn!(%error, "the copies of the output head can't be locked in memory");
+            }
+        } else if let Some(map) = &self.map {
+            // All of the head was read for the copies; few of its rows are needed from now on.
+            map.release(self.model.weights().head.bytes());
+        }
+    }
+
+    fn weights_are_moved(&self) {
+        tracing::info!("the weights lie in huge pages from now on");
         if self.mlock
-            && let Err(error) = locked().into_iter().collect::<io::Result<()>>()
+            && let Err(error) = self.model.weights().lock_in_memory()
         {
-            tracing::warn!(%error, "the copies of the output head can't be locked in memory");
+            tracing::warn!(%error, "the moved weights can't be locked in memory");
         }
     }
 
@@ -596,6 +628,7 @@ mod tests {
             slot_context: 16,
             prefill_batch: 4,
             kv_type: KvType::F16,
+            weights: WeightsHome::HugePages,
             mlock: false,
             head: HeadMode::Full,
             overrides: Overrides::default(),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bitnet_kernels::SharedBytes;
 
-use crate::os;
+use crate::os::FileMap;
 
 /// Most dimensions a tensor has.
 const MAX_DIMS: u32 = 4;
@@ -27,6 +27,8 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 #[derive(Debug, Clone)]
 pub struct Gguf {
     bytes: SharedBytes,
+    /// The mapping behind `bytes`, if a file is.
+    map: Option<FileMap>,
     version: u32,
     alignment: u64,
     data_start: u64,
@@ -523,7 +525,10 @@ impl Gguf {
         if metadata.is_file() && metadata.len() == 0 {
             return Err(GgufError::Empty);
         }
-        Gguf::from_bytes(os::map_file(path).map_err(failed)?)
+        let map = FileMap::open(path).map_err(failed)?;
+        let mut gguf = Gguf::from_bytes(map.bytes())?;
+        gguf.map = Some(map);
+        Ok(gguf)
     }
 
     /// Reads the header of a GGUF that is in memory.
@@ -550,6 +555,7 @@ impl Gguf {
         let mut gguf = Gguf {
             data_start: align_up(header_end, alignment).unwrap_or(header_end),
             bytes,
+            map: None,
             version,
             alignment,
             values,
@@ -686,6 +692,11 @@ impl Gguf {
         self.bytes
             .slice(start..start + info.bytes as usize)
             .expect("tensors were checked against the file when it was read")
+    }
+
+    /// The mapping that all data lies in, if a file is mapped.
+    pub fn map(&self) -> Option<&FileMap> {
+        self.map.as_ref()
     }
 
     /// Turns table entries into tensors inside the file: types settled, sizes known, no two overlapping.

@@ -22,6 +22,7 @@ use crate::facts::ModelFacts;
 use crate::kv::KvCache;
 use crate::pool::Pool;
 use crate::protocol::HeadMode;
+use crate::relocate::Relocation;
 use crate::sampler::{Logits, Want};
 use crate::screening::{Crew, Screening};
 use crate::weights::Weights;
@@ -62,6 +63,7 @@ pub struct Model {
     buffers: Buffers,
     scratch: Vec<Mutex<Scratch>>,
     screening: Option<Screening>,
+    relocation: Option<Relocation>,
 }
 
 impl Model {
@@ -84,12 +86,37 @@ impl Model {
             kernel,
             pool,
             screening: None,
+            relocation: None,
         }
     }
 
     /// Screens the head from the moment the copies are complete.
     pub fn set_screening(&mut self, screening: Option<Screening>) {
         self.screening = screening;
+    }
+
+    /// Moves the ternary matrices as [`Model::relocate`] is called.
+    pub fn set_relocation(&mut self, relocation: Option<Relocation>) {
+        self.relocation = relocation;
+    }
+
+    /// Whether matrices are still to be moved.
+    pub fn is_relocating(&self) -> bool {
+        self.relocation.is_some()
+    }
+
+    /// Goes on moving matrices for about `time`, with all workers.
+    pub fn relocate(&mut self, time: Duration) {
+        if let Some(relocation) = &mut self.relocation
+            && relocation.work(&mut self.weights, &mut self.pool, time)
+        {
+            self.relocation = None;
+        }
+    }
+
+    /// All weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     /// Copies of the head.

@@ -10,6 +10,7 @@ pub mod os;
 pub mod pool;
 pub mod pooling;
 pub mod protocol;
+pub mod relocate;
 pub mod sampler;
 pub mod scheduler;
 pub mod screening;

@@ -17,18 +17,69 @@ use std::time::{Duration, Instant};
 
 use bitnet_kernels::SharedBytes;
 
-/// Maps a file read-only.
-///
-/// A file that another program truncates while it is mapped ends this process with SIGBUS; the supervisor reports it.
-///
-/// # Errors
-/// Those of opening and mapping; an empty file can't be mapped.
-pub fn map_file(path: &Path) -> io::Result<SharedBytes> {
-    let file = File::open(path)?;
-    // SAFETY: the mapping is read-only and private. Bytes that change underneath are plain numbers to us: every length
-    // and offset is checked on values already copied out, so no memory rule depends on the file staying as it is.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
-    Ok(SharedBytes::new(map))
+/// Ranges of mapped files are released in multiples of this: the largest page that Linux has as its base page.
+const PAGE_BYTES: usize = 64 << 10;
+
+/// A file mapped read-only. Cloning maps nothing anew.
+#[derive(Clone, Debug)]
+pub struct FileMap(Arc<memmap2::Mmap>);
+
+impl FileMap {
+    /// Maps a file.
+    ///
+    /// A file that another program truncates while it is mapped ends this process with SIGBUS; the supervisor reports it.
+    ///
+    /// # Errors
+    /// Those of opening and mapping; an empty file can't be mapped.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        // SAFETY: the mapping is read-only. Bytes that change underneath are plain numbers to us: every length and offset
+        // is checked on values already copied out, so no memory rule depends on the file staying as it is.
+        let map = unsafe { memmap2::Mmap::map(&file)? };
+        Ok(FileMap(Arc::new(map)))
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> SharedBytes {
+        SharedBytes::new(self.clone())
+    }
+
+    /// [`FileMap::release`] of all of it.
+    pub fn release_all(&self) {
+        self.release(&self.0);
+    }
+
+    /// Takes the pages inside `part` out of this process's memory, if it is a part of this mapping. Whoever reads them
+    /// again gets them from the file.
+    #[cfg(unix)]
+    pub fn release(&self, part: &[u8]) {
+        let Some(first) = part.as_ptr().addr().checked_sub(self.0.as_ptr().addr()) else {
+            return;
+        };
+        let start = first.next_multiple_of(PAGE_BYTES);
+        let end = (first + part.len()) / PAGE_BYTES * PAGE_BYTES;
+        if start >= end || end > self.0.len() {
+            return;
+        }
+        // SAFETY: a read-only mapping of a file has no changes to lose; the pages come back with the file's content.
+        let advised = unsafe {
+            self.0
+                .unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+        };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "pages of the model file stay mapped");
+        }
+    }
+
+    /// Nothing to do here.
+    #[cfg(not(unix))]
+    pub fn release(&self, _: &[u8]) {}
+}
+
+impl AsRef<[u8]> for FileMap {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Asks the system to keep these bytes in memory as long as they are mapped.
@@ -372,6 +423,22 @@ mod tests {
                 .iter()
                 .all(|count| count.load(Ordering::Relaxed) == 2)
         );
+    }
+
+    #[test]
+    fn released_pages_come_back_with_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let content: Vec<u8> = (0..5 * PAGE_BYTES + 7).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &content).unwrap();
+        let map = FileMap::open(&path).unwrap();
+        let bytes = map.bytes();
+        assert_eq!(*bytes, content[..]);
+        map.release(&bytes[100..3 * PAGE_BYTES]);
+        map.release(&[1, 2, 3]);
+        map.release(&content);
+        map.release_all();
+        assert_eq!(*bytes, content[..]);
     }
 
     #[test]

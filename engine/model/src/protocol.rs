@@ -48,6 +48,16 @@ pub enum HeadMode {
     Proven,
 }
 
+/// Where the ternary weights lie while they are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightsHome {
+    /// Moved into huge pages after the start, a few milliseconds at a time.
+    HugePages,
+    /// In the mapped file (I2_S), or where they were packed.
+    Mapped,
+}
+
 /// Answers to questions the file leaves open or gets wrong; `None` follows the file and the rules of `facts`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overrides {
@@ -96,6 +106,8 @@ pub struct EngineConfig {
     pub kv_type: KvType,
     /// Output head.
     pub head: HeadMode,
+    /// Home of the ternary weights.
+    pub weights: WeightsHome,
     /// Lock the weights in memory.
     pub mlock: bool,
     /// Overrides of what the file says.

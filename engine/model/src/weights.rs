@@ -111,16 +111,6 @@ impl Weights {
         })
     }
 
-    /// Takes the matrices that are never copied out of `gguf`, a new mapping of the same file.
-    ///
-    /// # Errors
-    /// Names the tensor that can't be used.
-    pub fn take_dense(&mut self, gguf: &Gguf, facts: &ModelFacts) -> Result<(), TensorError> {
-        self.embedding = tensors::embedding(gguf, facts)?;
-        self.head = tensors::head(gguf, facts)?;
-        Ok(())
-    }
-
     /// Keeps all matrices in memory.
     ///
     /// # Errors
@@ -171,16 +161,8 @@ impl Layer {
     }
 
     fn repack(&mut self, number: usize, packing: Packing) -> Result<(), TensorError> {
-        let all = [
-            (Linear::Q, &mut self.q),
-            (Linear::K, &mut self.k),
-            (Linear::V, &mut self.v),
-            (Linear::AttnOutput, &mut self.attn_output),
-            (Linear::Gate, &mut self.gate),
-            (Linear::Up, &mut self.up),
-            (Linear::Down, &mut self.down),
-        ];
-        for (linear, projection) in all {
+        for linear in Linear::ALL {
+            let projection = self.projection_mut(linear);
             let copy = projection.matrix.repack(packing);
             projection.matrix = copy.map_err(|source| TensorError::Matrix {
                 name: linear.weight_name(number),
@@ -190,15 +172,33 @@ impl Layer {
         Ok(())
     }
 
+    /// One of the linears.
+    pub fn projection(&self, linear: Linear) -> &Projection {
+        match linear {
+            Linear::Q => &self.q,
+            Linear::K => &self.k,
+            Linear::V => &self.v,
+            Linear::AttnOutput => &self.attn_output,
+            Linear::Gate => &self.gate,
+            Linear::Up => &self.up,
+            Linear::Down => &self.down,
+        }
+    }
+
+    /// One of the linears, to put its matrix elsewhere.
+    pub fn projection_mut(&mut self, linear: Linear) -> &mut Projection {
+        match linear {
+            Linear::Q => &mut self.q,
+            Linear::K => &mut self.k,
+            Linear::V => &mut self.v,
+            Linear::AttnOutput => &mut self.attn_output,
+            Linear::Gate => &mut self.gate,
+            Linear::Up => &mut self.up,
+            Linear::Down => &mut self.down,
+        }
+    }
+
     fn projections(&self) -> [&Projection; 7] {
-        [
-            &self.q,
-            &self.k,
-            &self.v,
-            &self.attn_output,
-            &self.gate,
-            &self.up,
-            &self.down,
-        ]
+        Linear::ALL.map(|linear| self.projection(linear))
     }
 }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::supervise::child::{Exit, ExitKind};
 use bitnet_model::protocol::{
-    Embed, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplingParams, Submit,
+    Embed, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplingParams, Submit, WeightsHome,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -318,6 +318,7 @@ fn bench(
             prefill_batch: 8,
             kv_type: KvType::F16,
             head: HeadMode::Full,
+            weights: WeightsHome::HugePages,
             mlock: false,
             overrides: Overrides::default(),
         },

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bitnet_model::engine::Engine;
 use bitnet_model::protocol::{
     Carried, EngineConfig, Finish, FromEngine, HeadMode, KvType, ModelSource, Overrides,
-    SamplingParams, SlotAction, SlotFault, SlotReport, Submit, TokenProbs,
+    SamplingParams, SlotAction, SlotFault, SlotReport, Submit, TokenProbs, WeightsHome,
 };
 use bitnet_model::scheduler::{Command, Scheduler};
 use bitnet_model::synth::{Shape, write};
@@ -42,6 +42,7 @@ pub(crate) fn config(model: &Path) -> EngineConfig {
         prefill_batch: 32,
         kv_type: KvType::F16,
         head: HeadMode::Full,
+        weights: WeightsHome::HugePages,
         mlock: false,
         overrides: Overrides::default(),
     }
