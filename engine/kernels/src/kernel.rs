@@ -45,7 +45,7 @@ impl Packing {
     fn is_written_for(self, isa: Isa) -> bool {
         match self {
             Packing::I2S => true,
-            Packing::Tl1 | Packing::Tl2 => matches!(isa, Isa::Avx2 | Isa::Scalar),
+            Packing::Tl1 | Packing::Tl2 => matches!(isa, Isa::Avx2 | Isa::Neon | Isa::Scalar),
         }
     }
 }
@@ -61,11 +61,25 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 F, BW, VL and VNNI.
     Avx512Vnni,
+    /// AArch64 with NEON, which all have.
+    Neon,
+    /// NEON and the dot product extension (FEAT_DotProd).
+    NeonDotprod,
+    /// NEON, the dot product and the int8 matrix extension (FEAT_I8MM).
+    NeonI8mm,
 }
 
 impl Isa {
     /// All instruction sets, best first.
-    pub const ALL: [Isa; 4] = [Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::Scalar];
+    pub const ALL: [Isa; 7] = [
+        Isa::Avx512Vnni,
+        Isa::AvxVnni,
+        Isa::Avx2,
+        Isa::NeonI8mm,
+        Isa::NeonDotprod,
+        Isa::Neon,
+        Isa::Scalar,
+    ];
 
     /// Its name in flags and logs.
     pub fn name(self) -> &'static str {
@@ -74,6 +88,9 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avx_vnni",
             Isa::Avx512Vnni => "avx512_vnni",
+            Isa::Neon => "neon",
+            Isa::NeonDotprod => "neon_dotprod",
+            Isa::NeonI8mm => "neon_i8mm",
         }
     }
 }

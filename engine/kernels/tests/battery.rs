@@ -848,6 +848,18 @@ fn kernels_have_names() {
     );
 }
 
+/// Which kernels a CPU gets, where `EXPECTED_KERNELS` says it: names, best first, with commas between.
+#[test]
+fn this_cpu_gets_its_kernels() {
+    let found: Vec<String> = Kernel::available().iter().map(Kernel::to_string).collect();
+    let found = found.join(",");
+    println!("{found}");
+    match std::env::var("EXPECTED_KERNELS") {
+        Ok(expected) => assert_eq!(found, expected),
+        Err(_) => println!("skipped: EXPECTED_KERNELS does not name them"),
+    }
+}
+
 #[test]
 #[should_panic(expected = "x must have the columns of w")]
 fn other_columns_are_refused() {

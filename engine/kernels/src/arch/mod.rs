@@ -6,9 +6,12 @@
 
 #[macro_use]
 mod lanes;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[macro_use]
 mod tiles;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[macro_use]
+mod grouped;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -17,6 +20,14 @@ mod avx2_lookup;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_dotprod;
+#[cfg(target_arch = "aarch64")]
+mod neon_i8mm;
+#[cfg(target_arch = "aarch64")]
+mod neon_lookup;
 mod scalar;
 
 use crate::lookup::GroupedRows;
@@ -47,10 +58,26 @@ fn detected(isa: Isa) -> bool {
         Isa::Avx512Vnni => {
             avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni")
         }
+        Isa::Neon | Isa::NeonDotprod | Isa::NeonI8mm => false,
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn detected(isa: Isa) -> bool {
+    use std::arch::is_aarch64_feature_detected as has;
+    // Codes and numbers are loaded as they lie in files.
+    let neon = has!("neon") && cfg!(target_endian = "little");
+    let dotprod = neon && has!("dotprod");
+    match isa {
+        Isa::Scalar => true,
+        Isa::Neon => neon,
+        Isa::NeonDotprod => dotprod,
+        Isa::NeonI8mm => dotprod && has!("i8mm"),
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => false,
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn detected(isa: Isa) -> bool {
     isa == Isa::Scalar
 }
@@ -68,7 +95,15 @@ macro_rules! enter {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512Vnni => unsafe { avx512::$function($($argument),*) },
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::Neon => unsafe { neon::$function($($argument),*) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::NeonDotprod => unsafe { neon_dotprod::$function($($argument),*) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::NeonI8mm => unsafe { neon_i8mm::$function($($argument),*) },
             isa => unreachable!("`{isa}` is never runnable here"),
         }
     };
@@ -82,6 +117,9 @@ macro_rules! enter_lookup {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a `Runnable` only exists for an instruction set whose features `detected` saw on this CPU.
             Isa::Avx2 => unsafe { avx2_lookup::$function::<$width>($($argument),*) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::Neon => unsafe { neon_lookup::$function::<$width>($($argument),*) },
             isa => unreachable!("`{isa}` has no code for tables"),
         }
     };
@@ -194,7 +232,7 @@ impl Runnable {
 }
 
 /// How far ahead a walk over weights asks for them: beyond the page at hand, where the hardware's own prefetch ends.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const PREFETCH_BYTES: usize = 8 << 10;
 
 /// The one f32 expression of a ternary product. `acc`: Σ code·q, `sum`: Σ q, both exact; `s`: of the activations.
