@@ -19,6 +19,9 @@ Without a model it serves a small bundled one.";
 const EXAMPLES: &str = "Examples:
   bitnet-launch                                  the demo model on http://127.0.0.1:8081
   bitnet-launch -m ggml-model-i2_s.gguf          a model of yours
+  bitnet-launch pull                             download Microsoft's 2B-4T
+  bitnet-launch -m 2b-4t                         serve what was downloaded, by its name
+  bitnet-launch chat -m 2b-4t                    talk to it here
   bitnet-launch -m models/ --host 0.0.0.0        the one model in a directory, open to the network
   bitnet-launch --check                          show what would be chosen and why, then exit
   bitnet-launch doctor                           what this machine offers, and what to improve
@@ -57,6 +60,15 @@ pub(crate) enum Task {
     Serve(ServeArgs),
     /// Show what this machine offers, what would be chosen and why, and what to improve
     Doctor(DoctorArgs),
+    /// Download a model, checked, into the cache that Hugging Face's tools use
+    Pull(PullArgs),
+    /// List the known models: size, memory, what fits this machine, what is here
+    Models(ModelsArgs),
+    /// Download a model into a directory, with the old script's order of arguments
+    #[command(name = "setup_model", alias = "setup-model")]
+    SetupModel(SetupArgs),
+    /// Talk to a model in the terminal
+    Chat(ChatArgs),
     /// Ask a running server whether it is well: exit code 0 or 1
     Health(HealthArgs),
     /// Write a GGUF file with random ternary weights, for tests and measurements
@@ -73,6 +85,9 @@ pub(crate) enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         argv: Vec<std::ffi::OsString>,
     },
+    /// The server behind `chat`; ends with it
+    #[command(hide = true)]
+    ChatServer(ServeArgs),
     /// The process that runs the model; started by the server
     #[command(hide = true)]
     Engine,
@@ -107,6 +122,90 @@ pub(crate) struct DoctorArgs {
     /// Settings to plan with, as in `serve`.
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+/// Flags of `pull`.
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// A name that `bitnet-launch models` lists, ORG/REPO, ORG/REPO:FILE, either with @REVISION, or the address of a page on
+    /// the hub
+    #[arg(value_name = "MODEL", default_value = "microsoft/BitNet-b1.58-2B-4T")]
+    pub model: String,
+    /// Put plain files into this directory instead of the cache
+    #[arg(long, short = 'o', value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Take the safetensors, to be converted, although there is a ready GGUF file
+    #[arg(long)]
+    pub safetensors: bool,
+    /// Hash what is here already; what is damaged is downloaded again
+    #[arg(long)]
+    pub verify: bool,
+    /// Take a file whose hash is not the one this program knows
+    #[arg(long)]
+    pub trust_hub: bool,
+    /// Connections at once, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub connections: u8,
+    /// Tries without progress after which it is an error
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub retries: u32,
+    /// Seconds without a byte after which a connection is given up [env: HF_HUB_DOWNLOAD_TIMEOUT] [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: Option<u64>,
+    /// Print the path only
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Flags of `models`.
+#[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `setup_model`.
+#[derive(Debug, Args)]
+pub(crate) struct SetupArgs {
+    /// As for `pull`
+    #[arg(default_value = "microsoft/BitNet-b1.58-2B-4T")]
+    pub repo: String,
+    /// The model gets a directory of its own in this one
+    #[arg(default_value = "models")]
+    pub dir: PathBuf,
+    /// Named in the command that serves the model; kernels are made at load, so that one file serves them all
+    #[arg(default_value = "auto", value_parser = ["auto", "i2_s", "tl1", "tl2"])]
+    pub kernel: String,
+}
+
+/// Flags of `chat`.
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Model to start a server for: a GGUF file or a name that `bitnet-launch models` lists [default: as for `serve`]
+    #[arg(long, short, conflicts_with = "url")]
+    pub model: Option<String>,
+    /// Talk to this server instead, such as http://127.0.0.1:8081
+    #[arg(long)]
+    pub url: Option<String>,
+    /// Key of that server [env: LLAMA_API_KEY]
+    #[arg(long, requires = "url")]
+    pub api_key: Option<String>,
+    /// System prompt
+    #[arg(long, short)]
+    pub system: Option<String>,
+    /// Most tokens of an answer
+    #[arg(long, short = 'n', value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Sampling temperature
+    #[arg(long)]
+    pub temperature: Option<f32>,
+    /// Same seed, same answers
+    #[arg(long)]
+    pub seed: Option<u32>,
+    /// Flags of `serve` for the server that is started, after `--`
+    #[arg(last = true, conflicts_with = "url")]
+    pub serve: Vec<String>,
 }
 
 /// Flags of `health`.

@@ -1,14 +1,17 @@
 //! `bitnet-launch`: parse, dispatch, exit code. 0 done, 1 failed, 2 wrong usage.
 
+mod chat;
 mod cli;
 mod demo;
 mod doctor;
 mod engine_main;
 mod health;
 mod host;
+mod interrupt;
 mod listen;
 mod llama_argv;
 mod logging;
+mod models;
 mod plan;
 mod serve;
 mod settings;
@@ -25,6 +28,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use cli::{Cli, ServeArgs, Task};
+use models::error::PullError;
 use settings::{Dialect, Flags, Settings, SettingsError};
 
 /// Version of the program.
@@ -53,7 +57,8 @@ fn report(error: &anyhow::Error) {
     }
 }
 
-/// Values that can't be read are wrong usage; so are impossible wishes. Everything else failed.
+/// Values that can't be read are wrong usage; so are impossible wishes. A download that was stopped ends as by the signal.
+/// Everything else failed.
 fn exit_code(error: &anyhow::Error) -> ExitCode {
     let usage = error
         .chain()
@@ -64,15 +69,26 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
                 | SettingsError::Refused { .. },
             ) => true,
             Some(_) => false,
-            None => matches!(
-                cause.downcast_ref(),
-                Some(
-                    plan::PlanError::Kernel { .. }
-                        | plan::PlanError::Cpus { .. }
-                        | plan::PlanError::Context { .. }
+            None => {
+                matches!(
+                    cause.downcast_ref(),
+                    Some(
+                        plan::PlanError::Kernel { .. }
+                            | plan::PlanError::Cpus { .. }
+                            | plan::PlanError::Context { .. }
+                    )
+                ) || matches!(
+                    cause.downcast_ref(),
+                    Some(PullError::Reference { .. } | PullError::Variable { .. })
                 )
-            ),
+            }
         });
+    let stopped = |cause: &&(dyn std::error::Error + 'static)| {
+        matches!(cause.downcast_ref(), Some(PullError::Stopped { .. }))
+    };
+    if error.chain().any(|cause| stopped(&cause)) {
+        return ExitCode::from(130);
+    }
     ExitCode::from(if usage { 2 } else { 1 })
 }
 
@@ -86,6 +102,14 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Some(Task::Serve(args)) => serve(args),
         Some(Task::LlamaServer { argv }) => llama_server(argv),
         Some(Task::Doctor(args)) => doctor::run(args),
+        Some(Task::Pull(args)) => models::pull::run(args, &settings::environment()),
+        Some(Task::Models(args)) => models::list::run(&args, &settings::environment()),
+        Some(Task::SetupModel(args)) => models::setup::run(&args, &settings::environment()),
+        Some(Task::Chat(args)) => chat::run(args, &settings::environment()),
+        Some(Task::ChatServer(args)) => {
+            chat::server::end_with_parent()?;
+            serve(args)
+        }
         Some(Task::Health(args)) => health::run(&args, &settings::environment()),
         Some(Task::Synth(args)) => synth::run(&args),
         Some(Task::Completions { shell }) => {
@@ -107,7 +131,13 @@ fn called_as(args: &[OsString], name: &str) -> bool {
 }
 
 fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let settings = Settings::read(args.flags, &settings::environment(), Dialect::Launch)?;
+    let env = settings::environment();
+    let settings = match Settings::read(args.flags.clone(), &env, Dialect::Launch) {
+        Err(SettingsError::NotPulled { name, .. }) if models::locate::offer(&name, &env)? => {
+            Settings::read(args.flags, &env, Dialect::Launch)?
+        }
+        settings => settings?,
+    };
     if args.check {
         return check(&settings);
     }

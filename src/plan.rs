@@ -21,8 +21,8 @@ use bitnet_model::{relocate, screening};
 use crate::host::{CpuSet, Host};
 use crate::settings::{ModelSize, Settings, Source, UseCase};
 use cpus::{Cpus, choose_pin};
-pub(crate) use memory::{MemoryPlan, mb};
-use memory::{SMALLEST_CONTEXT, Sizes, budget, choose_slots, does_not_fit, head_copies_bytes};
+pub(crate) use memory::{MemoryPlan, budget, mb, program_bytes};
+use memory::{SMALLEST_CONTEXT, Sizes, choose_slots, does_not_fit, head_copies_bytes};
 pub(crate) use reason::Reason;
 
 /// A decision and the reason for it.

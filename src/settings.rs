@@ -328,6 +328,24 @@ pub(crate) enum SettingsError {
         /// The path.
         path: PathBuf,
     },
+    /// The name of a model that isn't on this machine.
+    #[error("`{name}`, named by {source_}, is no file here and not in the cache")]
+    NotPulled {
+        /// Who named it.
+        source_: Source,
+        /// As it was typed.
+        name: String,
+    },
+    /// A model in a form that can't be served yet.
+    #[error("`{name}`, named by {source_}, is here as safetensors in `{}`, expected a GGUF file", directory.display())]
+    NotConverted {
+        /// Who named it.
+        source_: Source,
+        /// As it was typed.
+        name: String,
+        /// Where its files are.
+        directory: PathBuf,
+    },
     /// A directory without a model.
     #[error("no .gguf file in `{}`, named by {source_}", path.display())]
     EmptyDirectory {
@@ -371,6 +389,13 @@ impl SettingsError {
             SettingsError::NoModel { .. } => {
                 Some("leave the model out to serve the bundled demo model".to_owned())
             }
+            SettingsError::NotPulled { name, .. } => {
+                Some(format!("download it: `bitnet-launch pull {name}`"))
+            }
+            SettingsError::NotConverted { directory, .. } => Some(format!(
+                "convert it: `bitnet-launch convert {} -o FILE.gguf`, and serve that file",
+                directory.display()
+            )),
             SettingsError::EmptyDirectory { .. } => {
                 Some("put a GGUF file there, or name one with `--model FILE`".to_owned())
             }
@@ -437,7 +462,7 @@ impl Settings {
         if let Some((path, required)) = config {
             asked.add_file(&path, required)?;
         }
-        asked.into_settings(dialect, warnings)
+        asked.into_settings(dialect, warnings, env)
     }
 
     /// The model file; `None` for the bundled demo model.

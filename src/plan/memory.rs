@@ -151,7 +151,7 @@ impl Sizes<'_> {
             weights_bytes: self.ternary_bytes() + facts.dense_bytes() + facts.vector_bytes,
             kv_bytes: positions * facts.kv_bytes_per_token(self.kv_type),
             buffers_bytes: ((activations + logits + scores) * size_of::<f32>()) as u64,
-            program_bytes: PROGRAM_BYTES + facts.n_vocab as u64 * VOCABULARY_ENTRY_BYTES,
+            program_bytes: program_bytes(facts.n_vocab as u64),
             budget: self.budget.clone(),
         }
     }
@@ -166,6 +166,11 @@ impl Sizes<'_> {
     }
 }
 
+/// Bytes of both processes without weights, for a vocabulary of this many tokens.
+pub(crate) fn program_bytes(n_vocab: u64) -> u64 {
+    PROGRAM_BYTES + n_vocab * VOCABULARY_ENTRY_BYTES
+}
+
 /// Bytes of the copies that screen the output head.
 pub(super) fn head_copies_bytes(facts: &ModelFacts, head: HeadMode) -> u64 {
     match head {
@@ -175,7 +180,7 @@ pub(super) fn head_copies_bytes(facts: &ModelFacts, head: HeadMode) -> u64 {
 }
 
 /// The tighter of the machine's available memory and the control groups' limits, less headroom.
-pub(super) fn budget(host: &Host) -> Option<Budget> {
+pub(crate) fn budget(host: &Host) -> Option<Budget> {
     let available = host.memory.available_bytes.or(host.memory.total_bytes);
     let limit = host.limits.memory.as_ref();
     let (bytes, limit) = match (available, limit) {

@@ -12,6 +12,7 @@ use super::{
     UseCase, values,
 };
 use crate::llama_argv;
+use crate::models::locate::{Found, locate};
 
 /// Between the values of a repeated flag or of an array: a character nobody types.
 pub(super) const LIST_SEPARATOR: char = '\u{1f}';
@@ -116,6 +117,7 @@ impl Asked {
         self,
         dialect: Dialect,
         mut warnings: Vec<String>,
+        env: &Environment,
     ) -> Result<Settings, SettingsError> {
         let defaults = SamplingParams::default();
         let mut notices = Vec::new();
@@ -123,7 +125,7 @@ impl Asked {
         let number = |name, default| self.or(name, default, values::number);
         let llama = dialect == Dialect::LlamaServer;
         Ok(Settings {
-            model: self.model(&mut notices)?,
+            model: self.model(env, &mut notices)?,
             alias: self.or("alias", Vec::new(), values::list)?,
             model_size: self.optional("model-size", values::model_size)?,
             chat_template: self.chat_template()?,
@@ -258,7 +260,11 @@ impl Asked {
         })
     }
 
-    fn model(&self, notices: &mut Vec<String>) -> Result<Setting<ModelSource>, SettingsError> {
+    fn model(
+        &self,
+        env: &Environment,
+        notices: &mut Vec<String>,
+    ) -> Result<Setting<ModelSource>, SettingsError> {
         let Some(asked) = self.0.get("model") else {
             return Ok(Setting {
                 value: ModelSource::Demo,
@@ -266,7 +272,7 @@ impl Asked {
             });
         };
         let source = asked.source.clone();
-        let value = locate_model(Path::new(asked.value.trim()), &source, notices)?;
+        let value = locate_model(Path::new(asked.value.trim()), &source, env, notices)?;
         Ok(Setting { value, source })
     }
 
@@ -426,11 +432,12 @@ fn read_text(file: &Setting<String>) -> Result<String, SettingsError> {
     })
 }
 
-/// A file is itself; a directory is the one GGUF file in it. An empty directory named by the environment (the container
+/// A file is itself; a directory is the one GGUF file in it; a name is looked up in the cache. An empty directory named by the environment (the container
 /// image names its volume that way) means the demo model.
 fn locate_model(
     path: &Path,
     source: &Source,
+    env: &Environment,
     notices: &mut Vec<String>,
 ) -> Result<ModelSource, SettingsError> {
     if path.is_file() {
@@ -439,7 +446,23 @@ fn locate_model(
     let source_ = source.clone();
     let path = path.to_owned();
     if !path.is_dir() {
-        return Err(SettingsError::NoModel { source_, path });
+        let name = path.to_string_lossy().into_owned();
+        return match locate(&name, env) {
+            Found::File(file) => {
+                notices.push(format!(
+                    "Found model {name} ({source}) in {}",
+                    file.display()
+                ));
+                Ok(ModelSource::File(file))
+            }
+            Found::ToConvert(directory) => Err(SettingsError::NotConverted {
+                source_,
+                name,
+                directory,
+            }),
+            Found::NotHere => Err(SettingsError::NotPulled { source_, name }),
+            Found::NoName => Err(SettingsError::NoModel { source_, path }),
+        };
     }
     let mut found = match gguf_files(&path) {
         Ok(found) => found,

@@ -99,9 +99,9 @@ impl Key {
 
 /// Every setting, in the order of the help.
 pub(crate) const KEYS: &[Key] = &[
-    value(MODEL, "model", "FILE", "GGUF file, or a directory that holds exactly one")
+    value(MODEL, "model", "FILE", "GGUF file, a directory that holds exactly one, or the name of a pulled model")
         .short('m')
-        .env(&["LLAMA_ARG_MODEL", "MODEL_PATH"])
+        .env(&["LLAMA_ARG_MODEL", "MODEL_PATH", "LLAMA_ARG_HF_REPO"])
         .default("the bundled demo model"),
     value(MODEL, "alias", "NAME", "Name shown to clients; several separated by commas")
         .short('a')

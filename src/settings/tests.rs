@@ -229,8 +229,8 @@ fn llama_variables_are_read_or_reported() {
             .contains(&"environment LLAMA_ARG_CTX_SIEZ is not known and has no effect".to_owned())
     );
     assert!(
-        message(&[], &[("LLAMA_ARG_HF_REPO", "a/b")])
-            .starts_with("environment LLAMA_ARG_HF_REPO is set: ")
+        message(&[], &[("LLAMA_ARG_HF_FILE", "a/b")])
+            .starts_with("environment LLAMA_ARG_HF_FILE is set: ")
     );
 }
 
