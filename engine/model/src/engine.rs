@@ -17,15 +17,18 @@ use crate::kv::{KvCache, KvError, KvShape};
 use crate::os::{self, FileMap};
 use crate::pool::{Pool, PoolError};
 use crate::protocol::{
-    EngineConfig, FromEngine, HeadMode, ModelSource, ToEngine, WeightsHome, read_frame, write_frame,
+    EngineConfig, FromEngine, HeadMode, ModelSource, Overrides, ToEngine, WeightsHome, read_frame,
+    write_frame,
 };
 use crate::relocate::Relocation;
 use crate::sampler::{Logits, Want};
+use crate::sampler_maker::ReadTokenizer;
 use crate::scheduler::{Command, Scheduler};
 use crate::screening::Screening;
 use crate::selftest;
 use crate::slot_file::{self, Fingerprint};
 use crate::tensors::TensorError;
+use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 
 /// Commands and events that may wait for their reader.
@@ -126,6 +129,9 @@ pub struct Engine {
     map: Option<FileMap>,
     mlock: bool,
     fingerprint: Fingerprint,
+    /// Header and bytes, for the tokenizer.
+    gguf: Gguf,
+    overrides: Overrides,
 }
 
 impl Engine {
@@ -203,12 +209,20 @@ impl Engine {
             kernel,
             kv,
             prefill_batch: config.prefill_batch,
+            gguf,
+            overrides: config.overrides.clone(),
         })
     }
 
     /// What the file says.
     pub fn facts(&self) -> &ModelFacts {
         &self.facts
+    }
+
+    /// Reads the tokenizer when it is called: few generations need it here.
+    pub(crate) fn tokenizer_reader(&self) -> ReadTokenizer {
+        let (gguf, overrides) = (self.gguf.clone(), self.overrides.clone());
+        Box::new(move || Tokenizer::from_gguf(&gguf, &overrides).map_err(|error| error.to_string()))
     }
 
     /// The kernel that passed its self-test.

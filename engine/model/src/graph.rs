@@ -23,8 +23,8 @@ use crate::kv::KvCache;
 use crate::pool::Pool;
 use crate::protocol::HeadMode;
 use crate::relocate::Relocation;
-use crate::sampler::{Logits, Want};
-use crate::screening::{Crew, Screening};
+use crate::sampler::{Logits, TokenSet, Want};
+use crate::screening::{Again, Crew, Screening};
 use crate::weights::Weights;
 
 /// One token of a batch. It takes the next position of its slot.
@@ -223,6 +223,46 @@ impl Model {
     /// Values of the residual stream.
     pub fn n_embd(&self) -> usize {
         self.shape.n_embd
+    }
+
+    /// Logits of the last pass again, for the `place`-th entry that wants some: of the tokens in `allowed` no fewer than `want`
+    /// says, as [`Model::forward_for`] finds them among all. What the caller made of all of them is left as it is.
+    ///
+    /// # Panics
+    /// When the last pass had no such entry.
+    pub fn logits_among(&mut self, place: usize, want: Want<'_>, allowed: &TokenSet) -> Logits<'_> {
+        let (n_vocab, n_embd) = (self.shape.n_vocab, self.shape.n_embd);
+        let Buffers {
+            logits,
+            is_screened,
+            last,
+            ..
+        } = &mut self.buffers;
+        let n_full = is_screened.iter().filter(|it| !**it).count();
+        let n_before = |kind: bool| {
+            is_screened[..place]
+                .iter()
+                .filter(|it| **it == kind)
+                .count()
+        };
+        let screened_place = n_before(true);
+        let screening = self.screening.as_mut().filter(|_| is_screened[place]);
+        let Some(screening) = screening else {
+            return Logits::All(&mut logits[n_before(false) * n_vocab..][..n_vocab]);
+        };
+        let mut crew = Crew {
+            kernel: self.kernel,
+            pool: &mut self.pool,
+            n_workers: self.limits.decode_workers,
+        };
+        let again = Again {
+            place: screened_place,
+            input: &last[place * n_embd..][..n_embd],
+            want,
+            allowed,
+            lower: &mut logits[(n_full + screened_place) * n_vocab..][..n_vocab],
+        };
+        screening.find_again(&mut crew, again)
     }
 
     /// Computes; returns the number of entries that want logits. Those without a want in `wants` want all.

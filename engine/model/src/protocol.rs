@@ -504,6 +504,8 @@ pub enum Finish {
     ContextFull,
     /// The server asked.
     Cancelled,
+    /// The request can't be met: it excludes every token, or its grammar leads nowhere. Nothing is wrong with the engine.
+    Refused(String),
     /// This generation failed alone, for example by logits that are not numbers.
     Error(String),
 }

@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use crate::chores::Chores;
 use crate::engine::Engine;
+use crate::grammar::GrammarError;
 use crate::graph::{Entry, Model};
 use crate::pooling::Pooler;
 use crate::protocol::{
     Carried, EMBEDDING_PART_VALUES, Embed, Finish, FromEngine, Pooling, SamplingParams, SlotAction,
     Submit,
 };
-use crate::sampler::{Logits, Sampler, Want};
+use crate::sampler::{SampleError, Sampled, Sampler, Want};
+use crate::sampler_maker::SamplerMaker;
 
 /// How long a step with prompt tokens should take when nobody generates.
 pub const STEP_ALONE: Duration = Duration::from_millis(500);
@@ -39,6 +41,8 @@ const CHORES_ALONE: Duration = Duration::from_millis(50);
 const CHORES_SHARED: Duration = Duration::from_millis(20);
 /// Fewest prompt tokens in a step, however slow the machine is.
 const SMALLEST_CHUNK: usize = 8;
+/// Longest wait for a sampler between two looks at the commands while there is nothing else to do.
+const SAMPLER_WAIT: Duration = Duration::from_millis(5);
 
 /// What the scheduler is told while it runs.
 #[derive(Debug)]
@@ -65,6 +69,7 @@ pub struct Scheduler<S> {
     engine: Engine,
     slots: Vec<Slot>,
     waiting: VecDeque<Waiting>,
+    maker: SamplerMaker,
     chores: Chores,
     /// `[n_embd]` the vector of a token to embed.
     hidden: Vec<f32>,
@@ -91,6 +96,8 @@ struct Slot {
 /// A job without a slot.
 struct Waiting {
     submit: Submit,
+    /// `None`: it is being made.
+    sampler: Option<Sampler>,
     /// For a text to embed.
     pooling: Option<Pooling>,
 }
@@ -115,6 +122,7 @@ struct Pace {
 impl<S: FnMut(FromEngine)> Scheduler<S> {
     /// A scheduler that owns `engine`; `send` must not block for long.
     pub fn new(engine: Engine, send: S) -> Self {
+        let maker = SamplerMaker::new(engine.tokenizer_reader());
         let mut slots = Vec::new();
         slots.resize_with(engine.n_slots(), Slot::default);
         Scheduler {
@@ -127,6 +135,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             chores: Chores::default(),
             engine,
             slots,
+            maker,
             waiting: VecDeque::new(),
             steps: 0,
             last_beat: Instant::now(),
@@ -201,7 +210,14 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
 
     fn submit(&mut self, submit: Submit, pooling: Option<Pooling>) {
         match self.check(&submit) {
-            Ok(()) => self.waiting.push_back(Waiting { submit, pooling }),
+            Ok(()) => {
+                let sampler = self.maker.make(&submit);
+                self.waiting.push_back(Waiting {
+                    submit,
+                    sampler,
+                    pooling,
+                });
+            }
             Err(finish) => (self.send)(FromEngine::Done {
                 id: submit.id,
                 finish,
@@ -263,6 +279,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
 
     /// Starts what can start, then one forward pass and its tokens.
     pub fn step(&mut self) {
+        self.take_samplers(Duration::ZERO);
         self.start_waiting();
         self.do_chores();
         self.batch.clear();
@@ -270,6 +287,10 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         let n_generating = self.batch.len();
         self.add_prompts();
         if self.batch.is_empty() {
+            if self.waiting.iter().any(|it| it.sampler.is_none()) {
+                self.take_samplers(SAMPLER_WAIT);
+                self.beat();
+            }
             return;
         }
         let began = Instant::now();
@@ -308,10 +329,30 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         }
     }
 
+    /// Gives samplers that have been made to the jobs that wait for them.
+    fn take_samplers(&mut self, mut wait: Duration) {
+        while let Some((id, made)) = self.maker.next(wait) {
+            wait = Duration::ZERO;
+            let Some(place) = self.waiting.iter().position(|it| it.submit.id == id) else {
+                continue;
+            };
+            match made {
+                Ok(sampler) => self.waiting[place].sampler = Some(sampler),
+                Err(error) => {
+                    self.waiting.remove(place);
+                    let finish = finish_of(&error.into());
+                    (self.send)(FromEngine::Done { id, finish });
+                }
+            }
+        }
+    }
+
     fn start_waiting(&mut self) {
         let mut place = 0;
         while place < self.waiting.len() {
-            match self.choose_slot(&self.waiting[place].submit) {
+            let is_made = self.waiting[place].sampler.is_some();
+            let slot = is_made.then(|| self.choose_slot(&self.waiting[place].submit));
+            match slot.flatten() {
                 Some(slot) => {
                     let waiting = self
                         .waiting
@@ -348,7 +389,13 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         }
     }
 
-    fn start(&mut self, slot: usize, Waiting { submit, pooling }: Waiting) {
+    fn start(&mut self, slot: usize, waiting: Waiting) {
+        let Waiting {
+            submit,
+            sampler,
+            pooling,
+        } = waiting;
+        let sampler = sampler.expect("a job starts when its sampler is made");
         let reusable = match submit.cache_prompt {
             true => self.engine.kv().common_prefix(slot, &submit.tokens),
             false => 0,
@@ -368,7 +415,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         self.slots[slot].last_used = self.clock;
         self.slots[slot].job = Some(Job {
             n_prompt: submit.tokens.len(),
-            sampler: Sampler::new(submit.sampling.clone(), submit.eog_tokens.clone()),
+            sampler,
             pooler: pooling.map(|pooling| Pooler::new(pooling, submit.tokens.len())),
             cached,
             prefill_began: None,
@@ -480,13 +527,24 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
                 }
             }
         }
-        let wanted = batch.iter().filter(|entry| entry.wants_logits);
-        for (&Entry { slot, .. }, mut logits) in wanted.zip(model.logits()) {
-            let Some(job) = &mut slots[slot].job else {
+        let wanted = || batch.iter().filter(|entry| entry.wants_logits);
+        let mut drawn: Vec<_> = wanted()
+            .zip(model.logits())
+            .map(|(entry, mut logits)| {
+                let job = slots[entry.slot].job.as_mut()?;
+                Some(job.sampler.draw(&mut logits, &job.submit.tokens))
+            })
+            .collect();
+        for (place, &Entry { slot, .. }) in wanted().enumerate() {
+            let (Some(job), Some(drawn)) = (&mut slots[slot].job, drawn[place].take()) else {
                 continue;
             };
-            let finish = job.sample(&mut logits, kv.shape().context, send);
-            if let Some(finish) = finish {
+            let sampled = match drawn {
+                Ok(Some(sampled)) => Ok(sampled),
+                Ok(None) => job.draw_allowed(model, place),
+                Err(error) => Err(error),
+            };
+            if let Some(finish) = job.take(sampled, kv.shape().context, send) {
                 if matches!(finish, Finish::Error(_)) {
                     // What the cache holds led to this; it must not reach another generation.
                     kv.truncate(slot, 0);
@@ -584,18 +642,28 @@ impl Job {
         }
     }
 
-    /// Samples the next token and reports it; says so when it is the last.
-    fn sample(
+    /// Draws again, from what the grammar allows: it refused the first token. `place`: among the entries that want logits.
+    fn draw_allowed(&mut self, model: &mut Model, place: usize) -> Result<Sampled, SampleError> {
+        let tokens = &self.submit.tokens;
+        let mut logits = match self.sampler.wants_allowed(tokens)? {
+            Some((want, allowed)) => model.logits_among(place, want, allowed),
+            None => return Err(SampleError::NothingLeft),
+        };
+        self.sampler.draw_allowed(&mut logits, tokens)
+    }
+
+    /// Takes the next token and reports it; says so when it is the last.
+    fn take(
         &mut self,
-        logits: &mut Logits<'_>,
+        sampled: Result<Sampled, SampleError>,
         context: usize,
         send: &mut impl FnMut(FromEngine),
     ) -> Option<Finish> {
         let ms = self.ms();
         let Submit { id, tokens, .. } = &mut self.submit;
-        let sampled = match self.sampler.choose(logits, tokens) {
+        let sampled = match sampled {
             Ok(sampled) => sampled,
-            Err(error) => return Some(Finish::Error(error.to_string())),
+            Err(error) => return Some(finish_of(&error)),
         };
         let n_cached = tokens.len();
         tokens.push(sampled.token);
@@ -603,7 +671,7 @@ impl Job {
             id: *id,
             token: sampled.token,
             probs: sampled.probs,
-            mirostat_mu: None,
+            mirostat_mu: sampled.mirostat_mu,
             ms,
         });
         let n_new = (tokens.len() - self.n_prompt) as u32;
@@ -616,6 +684,17 @@ impl Job {
         } else {
             None
         }
+    }
+}
+
+/// How a generation ends whose sampler is at a loss.
+fn finish_of(error: &SampleError) -> Finish {
+    let message = error.to_string();
+    match error {
+        SampleError::NotFinite { .. } | SampleError::Grammar(GrammarError::Vocabulary(_)) => {
+            Finish::Error(message)
+        }
+        SampleError::NothingLeft | SampleError::Grammar(_) => Finish::Refused(message),
     }
 }
 

@@ -15,7 +15,7 @@ use bitnet_kernels::{DenseMatrix, DenseType, Kernel, Query, Screen, ScreenedHead
 use crate::os::{self, split_columns};
 use crate::pool::Pool;
 use crate::protocol::HeadMode;
-use crate::sampler::{Logits, Want};
+use crate::sampler::{Logits, TokenSet, Want};
 
 /// Rows of a copy that a worker makes before it asks for others.
 const MAKE_ROWS: usize = 64;
@@ -24,6 +24,8 @@ const SCREEN_ROWS: usize = 512;
 const SCREEN_ROWS_SHARED: usize = 128;
 /// Left rows that one worker refines or computes before it asks for others.
 const LEFT_ROWS: usize = 16;
+/// Tokens that are allowed, up to which all of them get their logits.
+const FEW_ALLOWED: usize = 256;
 /// Share of the vocabulary beyond which naming rows is not worth it.
 const WORTH: usize = 8;
 
@@ -41,6 +43,8 @@ pub struct Screening {
 #[derive(Default)]
 struct Search {
     query: Query,
+    /// By what the lower bounds of the last pass were found.
+    screen: Option<Screen>,
     /// Rows that are left, ascending.
     rows: Vec<u32>,
     /// Their lower bounds.
@@ -64,6 +68,18 @@ pub(crate) struct Job<'a> {
     /// `[n]`
     pub(crate) wants: &'a [Want<'a>],
     /// `[n, n_vocab]`, overwritten.
+    pub(crate) lower: &'a mut [f32],
+}
+
+/// An entry of the last batch once more, among fewer tokens.
+pub(crate) struct Again<'a> {
+    /// Among the entries that were screened.
+    pub(crate) place: usize,
+    /// `[n_embd]`
+    pub(crate) input: &'a [f32],
+    pub(crate) want: Want<'a>,
+    pub(crate) allowed: &'a TokenSet,
+    /// `[n_vocab]` as the last pass left it; changed.
     pub(crate) lower: &'a mut [f32],
 }
 
@@ -186,13 +202,63 @@ impl Screening {
                 unreachable!("who wants all logits is not screened")
             };
             let is_found = search.narrow(&self.head, screen, crew, lower, k, also);
+            search.screen = Some(screen);
             if !is_found {
                 tracing::debug!("estimates are off by more than 6 sigma, both planes are read");
                 let again = std::slice::from_mut(search);
                 bound(&self.head, Screen::Proven, again, crew, lower);
                 search.narrow(&self.head, Screen::Proven, crew, lower, k, also);
+                search.screen = Some(Screen::Proven);
             }
-            search.finish(&self.head, crew, input, also);
+            search.finish(&self.head, crew, input, also.iter().copied());
+        }
+    }
+
+    /// Finds the logits that are wanted of the tokens allowed; the bounds of the last pass still hold.
+    pub(crate) fn find_again(&mut self, crew: &mut Crew<'_>, again: Again<'_>) -> Logits<'_> {
+        let Again {
+            place,
+            input,
+            want,
+            allowed,
+            lower,
+        } = again;
+        let (k, also) = match want {
+            Want::Best { k, also } => (k, also),
+            Want::All => unreachable!("who wants all logits is not screened"),
+        };
+        let (head, search) = (&self.head, &mut self.searches[place]);
+        search.rows.clear();
+        if allowed.count() <= (k + also.len()).max(FEW_ALLOWED) {
+            search.finish(head, crew, input, allowed.tokens());
+        } else {
+            let exclude = |lower: &mut [f32]| {
+                for (row, lower) in (0..).zip(lower) {
+                    if !allowed.contains(row) {
+                        *lower = f32::NEG_INFINITY;
+                    }
+                }
+            };
+            exclude(lower);
+            let screen = search.screen.unwrap_or(Screen::Proven);
+            if !search.narrow(head, screen, crew, lower, k, also) {
+                bound(
+                    head,
+                    Screen::Proven,
+                    std::slice::from_mut(search),
+                    crew,
+                    lower,
+                );
+                exclude(lower);
+                search.screen = Some(Screen::Proven);
+                search.narrow(head, Screen::Proven, crew, lower, k, also);
+            }
+            let named = also.iter().copied().filter(|&row| allowed.contains(row));
+            search.finish(head, crew, input, named);
+        }
+        Logits::Best {
+            tokens: &search.rows,
+            logits: &mut search.logits,
         }
     }
 
@@ -291,10 +357,16 @@ impl Search {
     }
 
     /// The logits of the rows left and of those named, as the full head computes them.
-    fn finish(&mut self, head: &ScreenedHead, crew: &mut Crew<'_>, input: &[f32], also: &[u32]) {
+    fn finish(
+        &mut self,
+        head: &ScreenedHead,
+        crew: &mut Crew<'_>,
+        input: &[f32],
+        named: impl Iterator<Item = u32>,
+    ) {
         let matrix = head.matrix();
         let Search { rows, logits, .. } = self;
-        rows.extend(also.iter().filter(|&&row| (row as usize) < matrix.rows()));
+        rows.extend(named.filter(|&row| (row as usize) < matrix.rows()));
         rows.sort_unstable();
         rows.dedup();
         logits.clear();

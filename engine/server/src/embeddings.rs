@@ -214,7 +214,9 @@ async fn vectors_of(handle: &mut JobHandle) -> Result<Vectors, ApiError> {
             JobEvent::Embedding { vectors } => all.extend(vectors),
             JobEvent::Prefill { .. } | JobEvent::Token { .. } => {}
             JobEvent::Done { finish, .. } => match finish {
-                Finish::Error(message) => return Err(ApiError::server(message)),
+                Finish::Refused(message) | Finish::Error(message) => {
+                    return Err(ApiError::server(message));
+                }
                 Finish::Cancelled => return Err(ApiError::unavailable("the work was cancelled")),
                 Finish::Eos | Finish::Limit | Finish::ContextFull if all.is_empty() => {
                     return Err(ApiError::server("the engine gave no embedding"));

@@ -229,6 +229,7 @@ impl Choice {
             Finish::Eos => StopType::Eos,
             Finish::Limit | Finish::ContextFull => StopType::Limit,
             Finish::Cancelled => return Err(ApiError::unavailable("the generation was cancelled")),
+            Finish::Refused(message) => return Err(ApiError::invalid(message.clone())),
             Finish::Error(message) => return Err(ApiError::server(message.clone())),
         };
         Ok(self.stop_here(stop, shifted || finish == Finish::ContextFull))
