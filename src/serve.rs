@@ -270,7 +270,8 @@ fn model_card(settings: &Settings, prepared: Prepared) -> anyhow::Result<ModelCa
         },
         created_unix_s: match source {
             ModelSource::File(path) => modified_unix_s(path),
-            ModelSource::Demo => 0,
+            // The model is as old as the program that carries it.
+            ModelSource::Demo => std::env::current_exe().map_or(0, |exe| modified_unix_s(&exe)),
         },
         slots: plan.slots.value,
         slot_context: plan.slot_context.value,
@@ -292,9 +293,11 @@ fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
     ServerConfig {
         addresses,
         aliases: settings.alias.value.clone(),
+        tags: settings.tags.value.clone(),
         api_keys: ApiKeys(settings.api_keys.value.clone()),
         public_models: settings.public_models.value,
         max_tokens: settings.n_predict.value,
+        max_tokens_cap: settings.max_tokens_cap.value,
         n_keep: settings.keep.value,
         sampling: settings.sampling.params(),
         seed: settings.sampling.seed.value,
@@ -305,6 +308,10 @@ fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
         template_kwargs: settings.chat_template_kwargs.value.clone(),
         system_message: settings.system_prompt.value.clone(),
         prefill_assistant: settings.prefill_assistant.value,
+        split_reasoning: settings.split_reasoning.value,
+        pooling: settings.pooling.value,
+        embd_normalize: settings.embd_normalize.value,
+        slot_save_path: settings.slot_save_path.value.clone(),
         cors: Cors {
             origins: settings.cors_origins.value.clone(),
             methods: settings.cors_methods.value.clone(),
@@ -316,6 +323,7 @@ fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
         metrics_endpoint: settings.metrics.value,
         props_endpoint: settings.props.value,
         page: settings.ui.value,
+        body_limit_bytes: settings.max_body_bytes.value,
         write_timeout: settings.timeout.value,
         sse_ping: settings.sse_ping.value,
         ..ServerConfig::default()

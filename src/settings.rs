@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bitnet_model::protocol::{
-    HeadMode, KvType, ModelSource, Overrides, SamplerKind, SamplingParams, WeightsHome,
+    HeadMode, KvType, ModelSource, Overrides, Pooling, SamplerKind, SamplingParams, WeightsHome,
 };
 
 use crate::host::CpuSet;
@@ -199,6 +199,8 @@ pub(crate) struct Settings {
     pub model: Setting<ModelSource>,
     /// Names shown to clients, best first; empty: the file's name.
     pub alias: Setting<Vec<String>>,
+    /// Words that describe the model.
+    pub tags: Setting<Vec<String>>,
     /// What the model should be.
     pub model_size: Setting<Option<ModelSize>>,
     /// Template name or Jinja text.
@@ -237,6 +239,14 @@ pub(crate) struct Settings {
     pub chat_template_kwargs: Setting<serde_json::Map<String, serde_json::Value>>,
     /// Continue a last assistant message.
     pub prefill_assistant: Setting<bool>,
+    /// Thoughts go into `reasoning_content`.
+    pub split_reasoning: Setting<bool>,
+    /// From vectors to an embedding; `None`: as the file says.
+    pub pooling: Setting<Option<Pooling>>,
+    /// Scale of embeddings.
+    pub embd_normalize: Setting<i32>,
+    /// Folder for saved slots, absolute.
+    pub slot_save_path: Setting<Option<PathBuf>>,
     /// Addresses, host names or `.sock` paths to listen on; never empty.
     pub hosts: Setting<Vec<String>>,
     /// Port to listen on; 0 is any.
@@ -263,6 +273,8 @@ pub(crate) struct Settings {
     pub ui: Setting<bool>,
     /// Bound of the queue.
     pub max_queue: Setting<usize>,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: Setting<usize>,
     /// Time for running answers after SIGTERM.
     pub drain_timeout: Setting<Duration>,
     /// An engine without progress for this long is replaced; `None` is automatic.
@@ -275,6 +287,8 @@ pub(crate) struct Settings {
     pub props: Setting<bool>,
     /// Most tokens of an answer; `None` is without limit.
     pub n_predict: Setting<Option<u32>>,
+    /// Most tokens of an answer whatever the request says.
+    pub max_tokens_cap: Setting<Option<u32>>,
     /// Text that ends an answer.
     pub stop: Setting<Vec<String>>,
     /// Show the text of control tokens.

@@ -107,6 +107,7 @@ pub(crate) const KEYS: &[Key] = &[
         .short('a')
         .env(&["LLAMA_ARG_ALIAS"])
         .default("the file's name"),
+    value(MODEL, "tags", "LIST", "Words that describe the model, shown in /models, separated by commas").env(&["LLAMA_ARG_TAGS"]),
     value(
         MODEL,
         "model-size",
@@ -129,6 +130,19 @@ pub(crate) const KEYS: &[Key] = &[
     switch(MODEL, "prefill-assistant", "Continue a last message of the assistant instead of answering it")
         .env(&["LLAMA_ARG_PREFILL_ASSISTANT"])
         .default("on"),
+    value(
+        MODEL,
+        "reasoning-format",
+        "FORMAT",
+        "Thoughts between <think> and </think> at an answer's front: none leaves them in the text, deepseek puts them into reasoning_content",
+    )
+    .env(&["LLAMA_ARG_THINK", "LLAMA_ARG_REASONING_FORMAT"])
+    .default("none"),
+    value(MODEL, "pooling", "NAME", "What becomes of the tokens' vectors in an embedding: none, mean, cls or last")
+        .env(&["LLAMA_ARG_POOLING"])
+        .default("the file's, else last"),
+    value(MODEL, "embd-normalize", "N", "Scale of embeddings: -1 as they are, 0 largest number 32760, 1 taxicab, 2 Euclidean, above p-norm")
+        .default("2"),
     value(MODEL, "system-prompt", "TEXT", "System message of chats that have none"),
     value(
         MODEL,
@@ -205,6 +219,9 @@ pub(crate) const KEYS: &[Key] = &[
     switch(MEMORY, "mlock", "Lock the weights in memory")
         .env(&["LLAMA_ARG_MLOCK"])
         .default("off"),
+    value(MEMORY, "slot-save-path", "FOLDER", "Let clients save slots to files in this folder, and restore them")
+        .env(&["LLAMA_ARG_SLOT_SAVE_PATH"])
+        .default("slots are not saved"),
     switch(
         MEMORY,
         "context-shift",
@@ -229,6 +246,7 @@ pub(crate) const KEYS: &[Key] = &[
     value(NETWORK, "api-key-file", "FILE", "File with one key per line; `#` begins a comment").env(&["LLAMA_ARG_API_KEY_FILE"]),
     switch(NETWORK, "public-models", "Serve /models without a key").default("off"),
     value(NETWORK, "max-queue", "N", "Requests waiting for a slot before further ones get status 429").default("64"),
+    value(NETWORK, "max-body", "MB", "Larger request bodies get status 413").default("64"),
     value(NETWORK, "drain-timeout", "SECONDS", "At SIGTERM, time for running answers to finish").default("4"),
     value(NETWORK, "timeout", "SECONDS", "A client that takes no bytes for this long is gone")
         .env(&["LLAMA_ARG_TIMEOUT"])
@@ -269,11 +287,12 @@ pub(crate) const KEYS: &[Key] = &[
     switch(NETWORK, "props", "Let clients POST /props")
         .env(&["LLAMA_ARG_ENDPOINT_PROPS"])
         .default("off"),
-    value(ANSWERS, "n-predict", "N", "Most tokens of any answer; -1 is without limit")
+    value(ANSWERS, "n-predict", "N", "Most tokens of an answer, unless the request asks for more; -1 is without limit")
         .short('n')
         .alias(&["predict"])
         .env(&["LLAMA_ARG_N_PREDICT"])
         .default("-1"),
+    value(ANSWERS, "max-tokens-cap", "N", "Most tokens of any answer, whatever the request asks for").default("none"),
     value(ANSWERS, "temp", "X", "Temperature; 0 always takes the likeliest token")
         .alias(&["temperature"])
         .env(&["LLAMA_ARG_TEMPERATURE"])

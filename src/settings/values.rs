@@ -1,8 +1,9 @@
 //! Reads one setting's text. Every function returns the value, or what would have been right in words.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use bitnet_model::protocol::{Activation, HeadMode, KvType, SamplerKind, WeightsHome};
+use bitnet_model::protocol::{Activation, HeadMode, KvType, Pooling, SamplerKind, WeightsHome};
 use tracing::level_filters::LevelFilter;
 
 use super::asked::LIST_SEPARATOR;
@@ -202,6 +203,41 @@ pub(super) fn api_prefix(text: &str) -> Read<String> {
 
 pub(super) fn json_object(text: &str) -> Read<serde_json::Map<String, serde_json::Value>> {
     serde_json::from_str(text).map_err(|e| format!("a JSON object ({e})"))
+}
+
+/// Whether thoughts are split off.
+pub(super) fn splits_reasoning(text: &str) -> Read<bool> {
+    match text {
+        "none" => Ok(false),
+        "auto" | "deepseek" | "deepseek-legacy" => Ok(true),
+        _ => Err("`none`, `deepseek` or `auto`".to_owned()),
+    }
+}
+
+pub(super) fn pooling(text: &str) -> Read<Pooling> {
+    match text {
+        "none" => Ok(Pooling::None),
+        "mean" => Ok(Pooling::Mean),
+        "cls" => Ok(Pooling::Cls),
+        "last" => Ok(Pooling::Last),
+        _ => Err("`none`, `mean`, `cls` or `last`".to_owned()),
+    }
+}
+
+pub(super) fn embd_normalize(text: &str) -> Read<i32> {
+    whole(text, -1, 1 << 10, "a whole number from -1 to 1024")
+}
+
+/// An absolute path: the engine reads and writes there, too.
+pub(super) fn folder(text: &str) -> Read<PathBuf> {
+    std::fs::canonicalize(text)
+        .ok()
+        .filter(|path| path.is_dir())
+        .ok_or_else(|| "a folder that exists".to_owned())
+}
+
+pub(super) fn megabytes(text: &str) -> Read<usize> {
+    whole(text, 1, 4096, "a whole number from 1 to 4096").map(|n: usize| n << 20)
 }
 
 pub(super) fn keep(text: &str) -> Read<i64> {

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 
 use crate::backend::{Backend, BackendState};
@@ -31,6 +32,8 @@ pub struct App {
     pub(crate) config: ServerConfig,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) metrics: Metrics,
+    /// The routes' description, made when it is first asked for.
+    pub(crate) openapi: OnceLock<Value>,
     model: RwLock<Option<Arc<Model>>>,
     status: OnceLock<Arc<dyn StatusSource>>,
     phase: watch::Sender<Phase>,
@@ -45,6 +48,7 @@ impl App {
             config,
             backend,
             metrics: Metrics::new(),
+            openapi: OnceLock::new(),
             model: RwLock::new(None),
             status: OnceLock::new(),
             phase: watch::Sender::new(Phase::Serving),

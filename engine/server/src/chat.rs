@@ -7,6 +7,7 @@ use crate::error::ApiError;
 use crate::model::Model;
 use crate::parts::Look;
 use crate::request::{Fields, expected};
+use crate::schema::{self, requests};
 use crate::tools::{self, ToolUse};
 
 /// A chat request, read and rendered.
@@ -26,6 +27,7 @@ pub(crate) fn read(
     config: &ServerConfig,
     model: &Model,
 ) -> Result<Chat, ApiError> {
+    schema::check(body, requests::CHAT)?;
     let fields = Fields(body);
     let tools = ToolUse::read(&fields)?;
     let mut messages = read_messages(&fields)?;

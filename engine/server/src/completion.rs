@@ -15,6 +15,7 @@ use crate::generate::{Run, Step};
 use crate::model::Model;
 use crate::parts::Look;
 use crate::request::{Dialect, Params, expected};
+use crate::schema::{self, requests};
 use crate::tools::ToolUse;
 use crate::writer::{AnswerWriter, Writer};
 use crate::{chat, prompt, reply, stream};
@@ -175,6 +176,7 @@ fn read_text(
     app: &App,
     model: &Arc<Model>,
 ) -> Result<Asked, ApiError> {
+    schema::check(body, requests::PROMPT)?;
     let params = Arc::new(Params::read(body, dialect, &app.config, model)?);
     let prompts = prompt::read(body.get("prompt"), model)?;
     let writer = Writer::new(

@@ -18,6 +18,8 @@ pub struct ServerConfig {
     pub build: String,
     /// Names the model answers to in `model`; empty: its path's file name.
     pub aliases: Vec<String>,
+    /// Words that describe the model, for `/models`.
+    pub tags: Vec<String>,
     /// Keys that open the API; empty: no authentication.
     pub api_keys: ApiKeys,
     /// `/models` and `/v1/models` need no key.
@@ -85,6 +87,7 @@ impl Default for ServerConfig {
             version: env!("CARGO_PKG_VERSION").into(),
             build: concat!("b1-", env!("CARGO_PKG_VERSION")).into(),
             aliases: Vec::new(),
+            tags: Vec::new(),
             api_keys: ApiKeys::default(),
             public_models: false,
             max_tokens: None,

@@ -18,6 +18,7 @@ use crate::model::Model;
 use crate::prompt;
 use crate::reply;
 use crate::request::{Fields, expected};
+use crate::schema::{self, requests};
 
 /// Texts one request may ask for.
 const MAX_INPUTS: usize = 2048;
@@ -73,6 +74,7 @@ impl Asked {
         model: &Model,
         native: bool,
     ) -> Result<Self, ApiError> {
+        schema::check(body, requests::EMBEDDINGS)?;
         let fields = Fields(body);
         let Some((name, input)) = fields.get(&["input", "content"]) else {
             return Err(ApiError::field("input", "is missing"));

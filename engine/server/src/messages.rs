@@ -16,6 +16,7 @@ use crate::model::Model;
 use crate::reply;
 use crate::request::{Fields, expected};
 use crate::responses::add_call;
+use crate::schema::{self, requests};
 use crate::writer::MessagesWriter;
 
 /// Tokens of an answer where the request does not say.
@@ -67,6 +68,7 @@ fn read(body: &Map<String, Value>, app: &App, model: &Arc<Model>) -> Result<Aske
 
 /// The same request, as a chat request.
 fn to_chat(body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+    schema::check(body, requests::MESSAGES)?;
     let fields = Fields(body);
     let mut chat: Map<String, Value> = body
         .iter()
@@ -304,7 +306,7 @@ mod tests {
             ),
             (
                 json!({ "messages": [{ "role": "user" }] }),
-                "content': is missing",
+                "`content` is missing",
             ),
             (
                 json!({ "messages": [{ "role": "user", "content": [{ "type": "image" }] }] }),

@@ -19,6 +19,7 @@ use crate::prompt;
 use crate::props::parameter_size;
 use crate::reply::{self, json_response};
 use crate::request::{Dialect, Fields, Params, expected};
+use crate::schema::{self, requests};
 use crate::writer::{OllamaForm, OllamaWriter};
 
 /// Options that have another name here.
@@ -92,6 +93,7 @@ fn loads(
 }
 
 fn read_chat(body: &Map<String, Value>, app: &App, model: &Arc<Model>) -> Result<Asked, ApiError> {
+    schema::check(body, requests::OLLAMA_CHAT)?;
     let mut chat = common(body)?;
     let mut messages = Fields(body).array("messages")?.cloned().unwrap_or_default();
     for (i, message) in messages.iter_mut().enumerate() {
@@ -113,6 +115,7 @@ fn read_generate(
     app: &App,
     model: &Arc<Model>,
 ) -> Result<Asked, ApiError> {
+    schema::check(body, requests::OLLAMA_GENERATE)?;
     let fields = Fields(body);
     let text = |name: &'static str| match fields.get(&[name]) {
         None => Ok(None),

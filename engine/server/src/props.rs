@@ -192,7 +192,7 @@ fn models_json(app: &App, model: &Model) -> Value {
     let entry = json!({
         "id": model.id,
         "aliases": app.config.aliases,
-        "tags": [],
+        "tags": app.config.tags,
         "object": "model",
         "created": card.created_unix_s,
         "owned_by": "llamacpp",
@@ -208,8 +208,8 @@ fn models_json(app: &App, model: &Model) -> Value {
             "digest": "",
             "type": "model",
             "description": facts.name.as_deref().unwrap_or_default(),
-            "tags": [],
-            "capabilities": ["completion"],
+            "tags": app.config.tags,
+            "capabilities": ["completion", "embedding", "tools"],
             "parameters": "",
             "details": {
                 "parent_model": "",

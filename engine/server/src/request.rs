@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::model::Model;
+use crate::schema::{self, requests};
 
 /// Alternatives reported per token, at most.
 const MAX_PROBS: u32 = 1000;
@@ -70,6 +71,7 @@ impl Params {
         config: &ServerConfig,
         model: &Model,
     ) -> Result<Self, ApiError> {
+        schema::check(body, requests::GENERATION)?;
         let fields = Fields(body);
         refuse_what_is_missing(&fields)?;
         let slots = model.card.slots;
@@ -519,12 +521,49 @@ pub(crate) fn sampling_numbers(sampling: &SamplingParams) -> Map<String, Value> 
     NUMBERS.iter().map(shown).collect()
 }
 
+fn is_sampling(name: &str) -> bool {
+    NUMBERS.iter().any(|number| number.names.contains(&name))
+        || NEUTRAL_ONLY.iter().any(|(known, ..)| *known == name)
+}
+
+/// The sampling numbers as properties of a JSON schema.
+pub(crate) fn number_schemas() -> Map<String, Value> {
+    let mut out = Map::new();
+    for number in NUMBERS {
+        for name in number.names {
+            let kind = if number.integer { "integer" } else { "number" };
+            let mut schema = json!({ "type": [kind, "null"] });
+            let bounded = |bound: f64| number.hard && bound.abs() < ANY;
+            match number.low {
+                low if low == f64::from(f32::MIN_POSITIVE) => schema["exclusiveMinimum"] = json!(0),
+                low if bounded(low) => schema["minimum"] = json!(low),
+                _ => {}
+            }
+            if bounded(number.high) {
+                schema["maximum"] = json!(number.high);
+            }
+            if !number.hard && number.high < U32 {
+                let range = number.range();
+                schema["description"] = json!(format!("{range}; the nearest bound beyond it"));
+            }
+            out.insert((*name).into(), schema);
+        }
+    }
+    out
+}
+
 /// Typed access to a JSON object's fields.
 pub(crate) struct Fields<'a>(pub(crate) &'a Map<String, Value>);
 
 impl<'a> Fields<'a> {
     /// The first of `names` that is there and not `null`.
     pub(crate) fn get<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &'a Value)> {
+        debug_assert!(
+            names
+                .iter()
+                .all(|name| is_sampling(name) || schema::is_known(name)),
+            "{names:?} stand in no table"
+        );
         names.iter().find_map(|name| match self.0.get(*name) {
             None | Some(Value::Null) => None,
             Some(value) => Some((*name, value)),

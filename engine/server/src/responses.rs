@@ -15,6 +15,7 @@ use crate::error::ApiError;
 use crate::model::Model;
 use crate::reply;
 use crate::request::{Fields, expected};
+use crate::schema::{self, requests};
 use crate::writer::ResponsesWriter;
 
 /// Fields that are read here and mean something else, or nothing, in a chat request.
@@ -79,6 +80,7 @@ fn read(body: &Map<String, Value>, app: &App, model: &Arc<Model>) -> Result<Aske
 
 /// The same request, as a chat request.
 fn to_chat(body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+    schema::check(body, requests::RESPONSES)?;
     let fields = Fields(body);
     for (name, why) in STORED {
         if fields.get(&[name]).is_some() {

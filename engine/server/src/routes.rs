@@ -1,17 +1,23 @@
-//! Which handler answers which path.
+//! Which handler answers which path, and what each takes and gives.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::handler::Handler;
 use axum::routing::{any, get, post};
+use serde_json::Value;
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::openapi::{self, Described, Failure, Operation, Reply, Request};
+use crate::schema::{replies, requests};
 use crate::{
     completion, embeddings, front, health, messages, metrics, ollama, page, props, responses,
     slots, status, tokens,
 };
+
+const EVENTS: &str = "text/event-stream";
+const LINES: &str = "application/x-ndjson";
 
 /// Routes other llama-servers have and this one answers with 501, and why.
 const NOT_SUPPORTED: &[(&[&str], &str)] = &[
@@ -29,57 +35,137 @@ const NOT_SUPPORTED: &[(&[&str], &str)] = &[
     ),
 ];
 
+static HEALTH: Operation = Operation::get(
+    "whether requests can be served now",
+    Reply::Json(&replies::HEALTH),
+);
+static METRICS: Operation = Operation::get("counters for Prometheus", Reply::Text("text/plain"));
+static STATUS: Operation =
+    Operation::get("what the page's panel shows", Reply::Json(&replies::STATUS));
+static SLOTS: Operation = Operation::get("what each slot does", Reply::Json(&replies::SLOTS))
+    .query(&[("fail_on_no_slot", &[])]);
+static MODELS: Operation = Operation::get("the model, in a list", Reply::Json(&replies::MODELS));
+static MODEL: Operation = Operation::get(
+    "the model, if this is its name",
+    Reply::Json(&replies::MODEL),
+);
+static PROPS: Operation = Operation::get("settings", Reply::Json(&replies::PROPS));
+static SET_PROPS: Operation = Operation::post(
+    "changes nothing; needs `--props`",
+    Request::Any,
+    &replies::SUCCESS,
+);
+static ADAPTERS: Operation = Operation::get("none", Reply::Json(&replies::ADAPTERS));
+static SET_ADAPTERS: Operation = Operation::post(
+    "an empty list changes nothing",
+    Request::Json(&replies::ADAPTERS),
+    &replies::SUCCESS,
+);
+static NATIVE: Operation = Operation::post(
+    "continue a text (llama-server)",
+    Request::Sampling(&[requests::PROMPT, requests::GENERATION]),
+    &replies::NATIVE,
+)
+.streams(EVENTS);
+static TEXT: Operation = Operation::post(
+    "continue a text (OpenAI)",
+    Request::Sampling(&[requests::PROMPT, requests::GENERATION]),
+    &replies::TEXT,
+)
+.streams(EVENTS);
+static CHAT: Operation = Operation::post(
+    "answer a conversation (OpenAI)",
+    Request::Sampling(&[requests::CHAT, requests::GENERATION]),
+    &replies::CHAT,
+)
+.streams(EVENTS);
+static CHAT_TOKENS: Operation = Operation::post(
+    "length of a conversation's prompt",
+    Request::Fields(&[requests::CHAT]),
+    &replies::INPUT_TOKENS,
+);
+static RESPONSES: Operation = Operation::post(
+    "answer a conversation (OpenAI Responses)",
+    Request::Sampling(&[requests::GENERATION, requests::RESPONSES]),
+    &replies::RESPONSE,
+)
+.streams(EVENTS);
+static RESPONSES_TOKENS: Operation = Operation::post(
+    "length of a response's prompt",
+    Request::Fields(&[requests::RESPONSES]),
+    &replies::INPUT_TOKENS,
+);
+static MESSAGES: Operation = Operation::post(
+    "answer a conversation (Anthropic)",
+    Request::Sampling(&[requests::GENERATION, requests::MESSAGES]),
+    &replies::MESSAGE,
+)
+.streams(EVENTS);
+static COUNT_TOKENS: Operation = Operation::post(
+    "length of a message's prompt",
+    Request::Fields(&[requests::MESSAGES]),
+    &replies::INPUT_TOKENS,
+);
+static EMBEDDINGS: Operation = Operation::post(
+    "texts to vectors (OpenAI)",
+    Request::Fields(&[requests::EMBEDDINGS]),
+    &replies::EMBEDDINGS,
+);
+static EMBEDDING: Operation = Operation::post(
+    "texts to vectors (llama-server)",
+    Request::Fields(&[requests::EMBEDDINGS]),
+    &replies::EMBEDDING,
+);
+static SLOT: Operation = Operation::post(
+    "a slot's cache to a file and back; needs `--slot-save-path`",
+    Request::Fields(&[requests::SLOT_FILE]),
+    &replies::SLOT_REPORT,
+)
+.query(&[("action", &["save", "restore", "erase"])]);
+static APPLY: Operation = Operation::post(
+    "a conversation's prompt",
+    Request::Fields(&[requests::CHAT]),
+    &replies::RENDERED,
+);
+static TOKENIZE: Operation = Operation::post(
+    "text to tokens",
+    Request::Fields(&[requests::TOKENIZE]),
+    &replies::TOKENS,
+);
+static DETOKENIZE: Operation = Operation::post(
+    "tokens to text",
+    Request::Fields(&[requests::DETOKENIZE]),
+    &replies::CONTENT,
+);
+static OLLAMA_VERSION: Operation =
+    Operation::get("version (Ollama)", Reply::Json(&replies::OLLAMA_VERSION));
+static OLLAMA_TAGS: Operation = Operation::get(
+    "the model, in a list (Ollama)",
+    Reply::Json(&replies::OLLAMA_TAGS),
+)
+.fails_with(Failure::OllamaError);
+static OLLAMA_CHAT: Operation = Operation::post(
+    "answer a conversation (Ollama)",
+    Request::Fields(&[requests::OLLAMA_CHAT]),
+    &replies::OLLAMA_ANSWER,
+)
+.streams(LINES)
+.fails_with(Failure::OllamaError);
+static OLLAMA_GENERATE: Operation = Operation::post(
+    "continue a text (Ollama)",
+    Request::Fields(&[requests::OLLAMA_GENERATE]),
+    &replies::OLLAMA_ANSWER,
+)
+.streams(LINES)
+.fails_with(Failure::OllamaError);
+static NOT_HERE: Operation = Operation {
+    request: Request::Any,
+    ..Operation::get("501, with the reason", Reply::Never)
+};
+
 /// All routes under the configured prefix.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let table = Table {
-        prefix: app.config.api_prefix.clone(),
-        router: Router::new(),
-    };
-    let mut table = table
-        .get(&["/health", "/v1/health"], health::health)
-        .get(&["/metrics"], metrics::metrics)
-        .get(&["/status"], status::status)
-        .get(&["/ui/{name}"], page::asset)
-        .get(&["/slots"], props::slots)
-        .get(&["/models", "/v1/models"], props::models)
-        .get(&["/models/{*name}", "/v1/models/{*name}"], props::model)
-        .get(&["/props"], props::props)
-        .post(&["/props"], props::set_props)
-        .get(&["/lora-adapters"], props::adapters)
-        .post(&["/lora-adapters"], props::set_adapters)
-        .post(&["/completion", "/completions"], completion::native)
-        .post(&["/v1/completions"], completion::text)
-        .post(
-            &["/chat/completions", "/v1/chat/completions"],
-            completion::chat,
-        )
-        .post(
-            &[
-                "/chat/completions/input_tokens",
-                "/v1/chat/completions/input_tokens",
-            ],
-            completion::input_tokens,
-        )
-        .post(&["/responses", "/v1/responses"], responses::create)
-        .post(
-            &["/responses/input_tokens", "/v1/responses/input_tokens"],
-            responses::input_tokens,
-        )
-        .post(&["/v1/messages"], messages::create)
-        .post(&["/v1/messages/count_tokens"], messages::count_tokens)
-        .post(&["/v1/embeddings"], embeddings::openai)
-        .post(&["/embedding", "/embeddings"], embeddings::native)
-        .post(&["/slots/{id}"], slots::act)
-        .get(&["/api/version"], ollama::version)
-        .get(&["/api/tags"], ollama::tags)
-        .post(&["/api/chat"], ollama::chat)
-        .post(&["/api/generate"], ollama::generate)
-        .post(&["/apply-template"], completion::apply_template)
-        .post(&["/tokenize"], tokens::tokenize)
-        .post(&["/detokenize"], tokens::detokenize);
-    for (paths, why) in NOT_SUPPORTED {
-        table = table.not_supported(paths, why);
-    }
+    let table = table(&app.config.api_prefix);
     let page_path = if table.prefix.is_empty() {
         "/".to_owned()
     } else {
@@ -87,48 +173,100 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     };
     table
         .router
+        .route(
+            &format!("{}/openapi.json", table.prefix),
+            get(openapi::openapi),
+        )
+        .route(&format!("{}/ui/{{name}}", table.prefix), get(page::asset))
         .route(&page_path, get(page::page))
         .fallback(front::not_found)
         .method_not_allowed_fallback(front::wrong_method)
         .with_state(app)
 }
 
+/// The routes' description, as OpenAPI.
+pub(crate) fn description(app: &App) -> Value {
+    let table = table(&app.config.api_prefix);
+    let needs_key = !app.config.api_keys.0.is_empty();
+    openapi::document(&table.described, needs_key, &app.config.version)
+}
+
+#[rustfmt::skip]
+fn table(prefix: &str) -> Table {
+    let mut table = Table { prefix: prefix.to_owned(), router: Router::new(), described: Vec::new() }
+        .get(&["/health", "/v1/health"], health::health, &HEALTH)
+        .get(&["/metrics"], metrics::metrics, &METRICS)
+        .get(&["/status"], status::status, &STATUS)
+        .get(&["/slots"], props::slots, &SLOTS)
+        .post(&["/slots/{id}"], slots::act, &SLOT)
+        .get(&["/models", "/v1/models"], props::models, &MODELS)
+        .get(&["/models/{*name}", "/v1/models/{*name}"], props::model, &MODEL)
+        .get(&["/props"], props::props, &PROPS)
+        .post(&["/props"], props::set_props, &SET_PROPS)
+        .get(&["/lora-adapters"], props::adapters, &ADAPTERS)
+        .post(&["/lora-adapters"], props::set_adapters, &SET_ADAPTERS)
+        .post(&["/completion", "/completions"], completion::native, &NATIVE)
+        .post(&["/v1/completions"], completion::text, &TEXT)
+        .post(&["/chat/completions", "/v1/chat/completions"], completion::chat, &CHAT)
+        .post(&["/chat/completions/input_tokens", "/v1/chat/completions/input_tokens"], completion::input_tokens, &CHAT_TOKENS)
+        .post(&["/responses", "/v1/responses"], responses::create, &RESPONSES)
+        .post(&["/responses/input_tokens", "/v1/responses/input_tokens"], responses::input_tokens, &RESPONSES_TOKENS)
+        .post(&["/v1/messages"], messages::create, &MESSAGES)
+        .post(&["/v1/messages/count_tokens"], messages::count_tokens, &COUNT_TOKENS)
+        .post(&["/v1/embeddings"], embeddings::openai, &EMBEDDINGS)
+        .post(&["/embedding", "/embeddings"], embeddings::native, &EMBEDDING)
+        .post(&["/apply-template"], completion::apply_template, &APPLY)
+        .post(&["/tokenize"], tokens::tokenize, &TOKENIZE)
+        .post(&["/detokenize"], tokens::detokenize, &DETOKENIZE)
+        .get(&["/api/version"], ollama::version, &OLLAMA_VERSION)
+        .get(&["/api/tags"], ollama::tags, &OLLAMA_TAGS)
+        .post(&["/api/chat"], ollama::chat, &OLLAMA_CHAT)
+        .post(&["/api/generate"], ollama::generate, &OLLAMA_GENERATE);
+    for (paths, why) in NOT_SUPPORTED {
+        table = table.not_supported(paths, why);
+    }
+    table
+}
+
 struct Table {
     prefix: String,
     router: Router<Arc<App>>,
+    described: Vec<Described>,
 }
 
 impl Table {
-    fn get<H, T>(mut self, paths: &[&str], handler: H) -> Self
+    fn get<H, T>(mut self, paths: &[&str], handler: H, operation: &'static Operation) -> Self
     where
         H: Handler<T, Arc<App>>,
         T: 'static,
     {
         for path in paths {
-            self.router = self
-                .router
-                .route(&format!("{}{path}", self.prefix), get(handler.clone()));
+            let path = format!("{}{path}", self.prefix);
+            self.router = self.router.route(&path, get(handler.clone()));
+            self.described.push(("get", path, operation));
         }
         self
     }
 
-    fn post<H, T>(mut self, paths: &[&str], handler: H) -> Self
+    fn post<H, T>(mut self, paths: &[&str], handler: H, operation: &'static Operation) -> Self
     where
         H: Handler<T, Arc<App>>,
         T: 'static,
     {
         for path in paths {
-            self.router = self
-                .router
-                .route(&format!("{}{path}", self.prefix), post(handler.clone()));
+            let path = format!("{}{path}", self.prefix);
+            self.router = self.router.route(&path, post(handler.clone()));
+            self.described.push(("post", path, operation));
         }
         self
     }
 
     fn not_supported(mut self, paths: &[&str], why: &'static str) -> Self {
         for path in paths {
+            let path = format!("{}{path}", self.prefix);
             let answer = any(move || async move { ApiError::not_supported(why) });
-            self.router = self.router.route(&format!("{}{path}", self.prefix), answer);
+            self.router = self.router.route(&path, answer);
+            self.described.push(("post", path, &NOT_HERE));
         }
         self
     }

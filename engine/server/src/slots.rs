@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::completion::RawBody;
 use crate::error::ApiError;
 use crate::reply;
+use crate::schema::{self, requests};
 
 /// Longest file name most file systems take, in bytes.
 const MAX_NAME_BYTES: usize = 255;
@@ -78,6 +79,7 @@ pub(crate) async fn act(
 /// The file in `folder` that the body names.
 fn file(folder: &Path, body: &RawBody) -> Result<(PathBuf, String), ApiError> {
     let body = body.object()?;
+    schema::check(&body, requests::SLOT_FILE)?;
     match body.get("filename").and_then(Value::as_str) {
         Some(name) if is_plain(name) => Ok((folder.join(name), name.to_owned())),
         _ => Err(ApiError::invalid("Invalid filename")),

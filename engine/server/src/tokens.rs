@@ -13,6 +13,7 @@ use crate::model::Model;
 use crate::prompt;
 use crate::reply;
 use crate::request::{Fields, expected};
+use crate::schema::{self, requests};
 
 /// `{content, add_special, parse_special, with_pieces}` to `{tokens}`.
 pub(crate) async fn tokenize(
@@ -39,6 +40,7 @@ pub(crate) async fn detokenize(
 }
 
 fn tokens_of(body: &Map<String, Value>, model: &Model) -> Result<Value, ApiError> {
+    schema::check(body, requests::TOKENIZE)?;
     let fields = Fields(body);
     let add_special = fields.bool("add_special")?.unwrap_or(false);
     let parse_special = fields.bool("parse_special")?.unwrap_or(true);
@@ -80,6 +82,7 @@ fn with_piece(id: u32, model: &Model) -> Value {
 }
 
 fn text_of(body: &Map<String, Value>, model: &Model) -> Result<Value, ApiError> {
+    schema::check(body, requests::DETOKENIZE)?;
     let tokens = Fields(body)
         .array("tokens")?
         .map(Vec::as_slice)

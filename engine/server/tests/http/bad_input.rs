@@ -22,7 +22,7 @@ fn wrong_fields() {
         ("/completion", json!({}), "'prompt': is missing"),
         ("/completion", json!({ "prompt": {} }), "prompt"),
         ("/completion", json!({ "prompt": true }), "found a boolean"),
-        ("/completion", json!({ "prompt": [1.5] }), "token id"),
+        ("/completion", json!({ "prompt": [1.5] }), "'prompt[0]'"),
         (
             "/completion",
             json!({ "prompt": [999_999] }),
@@ -73,7 +73,7 @@ fn wrong_fields() {
         (
             "/completion",
             json!({ "prompt": "x", "stop": [1] }),
-            "'stop'",
+            "'stop[0]'",
         ),
         (
             "/completion",
@@ -181,7 +181,7 @@ fn wrong_fields() {
             "continue_final_message",
         ),
         ("/tokenize", json!({ "content": 5 }), "'content'"),
-        ("/detokenize", json!({ "tokens": ["x"] }), "'tokens'"),
+        ("/detokenize", json!({ "tokens": ["x"] }), "'tokens[0]'"),
         ("/detokenize", json!({ "tokens": [1e9] }), "'tokens'"),
     ] {
         for stream in [false, true] {
