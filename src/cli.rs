@@ -69,6 +69,10 @@ pub(crate) enum Task {
     SetupModel(SetupArgs),
     /// Talk to a model in the terminal
     Chat(ChatArgs),
+    /// Measure speed, start, memory, CPU time and energy on this machine
+    Bench(crate::bench::BenchArgs),
+    /// Measure which kernel and threads are fastest for a model on this machine, and keep the answer for `serve`
+    Tune(crate::tune::TuneArgs),
     /// Ask a running server whether it is well: exit code 0 or 1
     Health(HealthArgs),
     /// Write a GGUF file with random ternary weights, for tests and measurements

@@ -387,6 +387,10 @@ fn plan_rows(plan: &Plan) -> Vec<Row> {
             "weights",
             because(&plan.weights, |home| weights_name(*home).to_owned()),
         ),
+        (
+            "locked",
+            because(&plan.mlock, |locked| yes_no(Some(*locked))),
+        ),
         ("memory", plan.memory.to_string()),
     ]
 }

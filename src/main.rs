@@ -1,5 +1,6 @@
 //! `bitnet-launch`: parse, dispatch, exit code. 0 done, 1 failed, 2 wrong usage.
 
+mod bench;
 mod chat;
 mod cli;
 mod demo;
@@ -19,6 +20,8 @@ mod startup;
 mod status;
 mod supervise;
 mod synth;
+mod tune;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -110,6 +113,8 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
             chat::server::end_with_parent()?;
             serve(args)
         }
+        Some(Task::Bench(args)) => bench::run(&args),
+        Some(Task::Tune(args)) => tune::run(&args),
         Some(Task::Health(args)) => health::run(&args, &settings::environment()),
         Some(Task::Synth(args)) => synth::run(&args),
         Some(Task::Completions { shell }) => {

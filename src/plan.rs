@@ -2,7 +2,7 @@
 //! arguments; every value carries the reason for it.
 //!
 //! Threads: one per physical core of the allowed CPUs, the fast cores of a hybrid machine for decoding, never more than
-//! the CPU quota rounded down. Memory: weights, key/value cache, buffers and program must fit into what the machine and
+//! the CPU quota rounded down; of several NUMA nodes the one whose memory holds everything. Memory: weights, key/value cache, buffers and program must fit into what the machine and
 //! the control groups leave; otherwise slots shrink first, then the context; values the user asked for are never changed
 //! silently.
 
@@ -22,7 +22,9 @@ use crate::host::{CpuSet, Host};
 use crate::settings::{ModelSize, Settings, Source, UseCase};
 use cpus::{Cpus, choose_pin};
 pub(crate) use memory::{MemoryPlan, budget, mb, program_bytes};
-use memory::{SMALLEST_CONTEXT, Sizes, choose_slots, does_not_fit, head_copies_bytes};
+use memory::{
+    SMALLEST_CONTEXT, Sizes, choose_slots, does_not_fit, head_copies_bytes, wanted_bytes,
+};
 pub(crate) use reason::Reason;
 
 /// A decision and the reason for it.
@@ -162,15 +164,9 @@ pub(crate) fn plan(
 ) -> Result<Plan, PlanError> {
     let mut warnings = Vec::new();
     let kernel = choose_kernel(host, settings)?;
-    let cpus = Cpus::new(host, settings)?;
-    let decode_cpus = cpus.decode(&settings.threads, &mut warnings);
-    let prefill_cpus = cpus.prefill(&settings.threads_batch, &decode_cpus, &mut warnings);
     let pin = choose_pin(host, settings);
     let prefill_batch = choose_batch(settings);
-    let kv_type = Choice::new(
-        settings.kv_type.value,
-        Reason::of(&settings.kv_type.source, Reason::Default),
-    );
+    let kv_type = choose_kv_type(settings);
     let mut head = choose_head(facts, settings, &mut warnings);
     let mut sizes = Sizes {
         facts,
@@ -178,9 +174,13 @@ pub(crate) fn plan(
         kv_type: kv_type.value,
         head: head.value,
         batch: prefill_batch.value,
-        threads: prefill_cpus.value.len(),
+        threads: 1,
         budget: budget(host),
     };
+    let cpus = Cpus::new(host, settings, wanted_bytes(&sizes, settings), pin.value)?;
+    let decode_cpus = cpus.decode(&settings.threads, &mut warnings);
+    let prefill_cpus = cpus.prefill(&settings.threads_batch, &decode_cpus, &mut warnings);
+    sizes.threads = prefill_cpus.value.len();
     let n_warnings = warnings.len();
     let mut room = choose_slots(&sizes, settings, &mut warnings);
     if settings.head.value.is_none() && head.value != HeadMode::Full && is_short(&room) {
@@ -192,8 +192,10 @@ pub(crate) fn plan(
     }
     let (slots, slot_context) = room?;
     warn_of_size(facts, settings, &mut warnings);
+    let memory = sizes.memory(slots.value, slot_context.value);
+    warn_of_lock(host, settings, &memory, &mut warnings);
     Ok(Plan {
-        memory: sizes.memory(slots.value, slot_context.value),
+        memory,
         kernel,
         decode_cpus,
         prefill_cpus,
@@ -227,7 +229,7 @@ fn choose_kernel(host: &Host, settings: &Settings) -> Result<Choice<Kernel>, Pla
         .iter()
         .find(|kernel| kernel.to_string() == *asked || kernel.packing().to_string() == *asked);
     match named {
-        Some(kernel) => Ok(Choice::new(*kernel, Reason::AskedFor(source.clone()))),
+        Some(kernel) => Ok(Choice::new(*kernel, Reason::asked(source))),
         None => Err(PlanError::Kernel {
             asked: asked.clone(),
             source_: source.clone(),
@@ -251,7 +253,7 @@ fn choose_head(
     let source = &settings.head.source;
     match settings.head.value {
         Some(mode) if can_screen || mode == HeadMode::Full => {
-            Choice::new(mode, Reason::AskedFor(source.clone()))
+            Choice::new(mode, Reason::asked(source))
         }
         Some(_) => {
             warnings.push(Warning::new(
@@ -302,6 +304,35 @@ fn is_short(room: &Result<(Choice<usize>, Choice<usize>), PlanError>) -> bool {
     }
 }
 
+fn choose_kv_type(settings: &Settings) -> Choice<KvType> {
+    let because = Reason::of(&settings.kv_type.source, Reason::Default);
+    Choice::new(settings.kv_type.value, because)
+}
+
+/// More than the system lets this process lock.
+fn warn_of_lock(
+    host: &Host,
+    settings: &Settings,
+    memory: &MemoryPlan,
+    warnings: &mut Vec<Warning>,
+) {
+    let wanted = memory.weights_bytes + memory.head_copies_bytes;
+    let Some(limit) = host.memory.lock_limit_bytes.filter(|limit| *limit < wanted) else {
+        return;
+    };
+    if settings.mlock.value {
+        warnings.push(Warning::new(
+            format!(
+                "{} MB are to be locked ({}), and this process may lock {} MB",
+                mb(wanted),
+                settings.mlock.source,
+                mb(limit)
+            ),
+            "raise the limit with `ulimit -l unlimited`, `--ulimit memlock=-1` or LimitMEMLOCK=infinity",
+        ));
+    }
+}
+
 fn choose_batch(settings: &Settings) -> Choice<usize> {
     let use_case = &settings.use_case;
     let automatic = match use_case.value {
@@ -310,7 +341,7 @@ fn choose_batch(settings: &Settings) -> Choice<usize> {
         UseCase::MemoryEfficient => 64,
     };
     match settings.batch_size.value {
-        Some(batch) => Choice::new(batch, Reason::AskedFor(settings.batch_size.source.clone())),
+        Some(batch) => Choice::new(batch, Reason::asked(&settings.batch_size.source)),
         None => Choice::new(automatic, Reason::of_use_case(use_case)),
     }
 }

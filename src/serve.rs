@@ -14,6 +14,7 @@ use anyhow::Context;
 use bitnet_model::protocol::ModelSource;
 use bitnet_model::tokenizer::Tokenizer;
 use bitnet_server::{ApiKeys, App, Cors, ModelCard, ServerConfig};
+use indicatif::ProgressBar;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{JoinHandle, JoinSet};
@@ -21,12 +22,14 @@ use tokio::time::{sleep, timeout};
 
 use crate::demo;
 use crate::listen::Sockets;
-use crate::settings::Settings;
+use crate::settings::{Settings, environment};
 use crate::startup::{self, Prepared};
 use crate::status::Watch;
 use crate::supervise::broker::{Broker, BrokerConfig, Notice, Unstarted};
 use crate::supervise::child::EngineProcesses;
 use crate::supervise::state::Failure;
+use crate::tune;
+use crate::watch::{self, Announce, Watched};
 
 /// Threads that parse, render and write HTTP; the CPUs belong to the engine.
 const HTTP_THREADS: usize = 2;
@@ -84,7 +87,8 @@ impl Server {
         }
         let opening = tokio::task::spawn_blocking({
             let (app, watch) = (Arc::clone(&app), Arc::clone(&watch));
-            move || open(&settings, unstarted, &app, &watch)
+            let broker = broker.clone();
+            move || open(&settings, broker, unstarted, &app, &watch)
         });
         Ok(Server {
             app,
@@ -227,13 +231,18 @@ impl Signals {
 /// Reads the header, plans, starts the supervisor with the first engine, and builds the tokenizer while that loads.
 fn open(
     settings: &Settings,
+    broker: Broker,
     unstarted: Unstarted,
-    app: &App,
-    watch: &Watch,
+    app: &Arc<App>,
+    watch: &Arc<Watch>,
 ) -> anyhow::Result<UnboundedReceiver<Notice>> {
-    let prepared = startup::prepare(settings)?;
+    let mut prepared = startup::prepare(settings)?;
+    if settings.tune.value && prepared.profile.is_none() {
+        tune_first(&prepared, settings);
+        prepared = startup::prepare(settings)?;
+    }
     prepared.log(settings);
-    watch.planned(&prepared);
+    watch.planned(&prepared.host, &prepared.plan);
     let Prepared { facts, plan, .. } = &prepared;
     let config = BrokerConfig {
         engine: plan.engine_config(settings),
@@ -248,10 +257,68 @@ fn open(
     let notices = unstarted
         .start(config, engines)
         .context("cannot start the supervisor")?;
+    let (host, facts, plan) = (
+        prepared.host.clone(),
+        prepared.facts.clone(),
+        prepared.plan.clone(),
+    );
     let card = model_card(settings, prepared)?;
+    let planned = planned(app, watch, &card);
     app.set_model(card)
         .context("cannot use the chat template")?;
+    let watched = Watched {
+        broker,
+        settings: settings.clone(),
+        facts,
+        host,
+        plan,
+        planned,
+    };
+    watch::start(watched).context("cannot start the thread that watches limits")?;
     Ok(notices)
+}
+
+/// What clients are told of the model follows a new plan.
+fn planned(app: &Arc<App>, watch: &Arc<Watch>, card: &ModelCard) -> Announce {
+    let (app, watch) = (Arc::clone(app), Arc::clone(watch));
+    let (facts, tokenizer) = (card.facts.clone(), Arc::clone(&card.tokenizer));
+    let (path, created_unix_s) = (card.path.clone(), card.created_unix_s);
+    Box::new(move |host, plan| {
+        watch.planned(host, plan);
+        let card = ModelCard {
+            facts: facts.clone(),
+            tokenizer: Arc::clone(&tokenizer),
+            path: path.clone(),
+            created_unix_s,
+            slots: plan.slots.value,
+            slot_context: plan.slot_context.value,
+            prefill_batch: plan.prefill_batch.value,
+            kernel: plan.kernel.value.to_string(),
+            threads: plan.threads(),
+        };
+        if let Err(error) = app.set_model(card) {
+            tracing::warn!("the new plan is not shown to clients: {error}");
+        }
+    })
+}
+
+/// A short tuning before the first engine. Where it fails, the plan is what it would have been.
+fn tune_first(prepared: &Prepared, settings: &Settings) {
+    tracing::info!(
+        "no tuned profile for this machine and model: measuring for up to {} s",
+        tune::SHORT_BUDGET.as_secs()
+    );
+    let bar = ProgressBar::hidden();
+    let budget = tune::SHORT_BUDGET;
+    match tune::tune(&prepared.host, &prepared.facts, settings, budget, bar) {
+        Ok(found) => {
+            tracing::info!("Tuned: {}", found.verdict());
+            if let Err(error) = found.store(&environment()) {
+                tracing::warn!("what tuning found can't be kept, and is not used: {error:#}");
+            }
+        }
+        Err(error) => tracing::warn!("tuning failed: {error:#}"),
+    }
 }
 
 fn model_card(settings: &Settings, prepared: Prepared) -> anyhow::Result<ModelCard> {

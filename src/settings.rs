@@ -1,4 +1,5 @@
-//! What the user wants: flags over environment over `bitnet.toml` over defaults; every value remembers where it came from.
+//! What the user wants: flags over environment over `bitnet.toml` over a tuned profile over defaults; every value remembers where
+//! it came from. (`tune::profile` puts the profile's values in place of defaults.)
 //!
 //! All four sources are gathered as text under the names of [`keys::KEYS`] ([`Asked`]), then read into one typed
 //! [`Settings`]. Reading touches the file system (model path, key and template files), nothing else.
@@ -28,6 +29,8 @@ pub(crate) enum Source {
     Environment(String),
     /// The settings file.
     File(PathBuf),
+    /// A tuned profile.
+    Tuned,
     /// Nobody said anything.
     Default,
 }
@@ -38,7 +41,8 @@ impl Source {
             Source::Flag(_) => 0,
             Source::Environment(_) => 1,
             Source::File(_) => 2,
-            Source::Default => 3,
+            Source::Tuned => 3,
+            Source::Default => 4,
         }
     }
 
@@ -65,6 +69,7 @@ impl fmt::Display for Source {
                 Some(name) => write!(f, "{}", name.to_string_lossy()),
                 None => write!(f, "{}", path.display()),
             },
+            Source::Tuned => f.write_str("tuned profile"),
             Source::Default => f.write_str("default"),
         }
     }
@@ -233,6 +238,10 @@ pub(crate) struct Settings {
     pub kv_type: Setting<KvType>,
     /// Lock the weights.
     pub mlock: Setting<bool>,
+    /// Measure before the first start with this model on this machine.
+    pub tune: Setting<bool>,
+    /// Plan anew when limits change.
+    pub replan: Setting<bool>,
     /// Shift a full context.
     pub context_shift: Setting<bool>,
     /// Variables added to every template.

@@ -1,5 +1,7 @@
 //! What must be known before anything is served: the model's header, the machine, the plan. Reads, starts nothing.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use bitnet_model::facts::ModelFacts;
 use bitnet_model::gguf::Gguf;
@@ -7,8 +9,9 @@ use bitnet_model::protocol::ModelSource;
 
 use crate::demo;
 use crate::host::Host;
-use crate::plan::{Plan, plan};
-use crate::settings::Settings;
+use crate::plan::{Plan, PlanError, plan};
+use crate::settings::{Settings, environment};
+use crate::tune::profile;
 
 /// A planned start.
 pub(crate) struct Prepared {
@@ -20,6 +23,8 @@ pub(crate) struct Prepared {
     pub host: Host,
     /// What was decided.
     pub plan: Plan,
+    /// The tuned profile that it follows.
+    pub profile: Option<PathBuf>,
 }
 
 /// Reads the model's header, looks at the machine, decides.
@@ -38,13 +43,34 @@ pub(crate) fn prepare_on(host: Host, settings: &Settings) -> anyhow::Result<Prep
     let gguf = open(&settings.model.value)?;
     let facts = ModelFacts::read(&gguf, &settings.overrides)
         .with_context(|| format!("cannot use {}", described(&settings.model.value)))?;
-    let plan = plan(&host, &facts, settings)?;
+    let (plan, profile) = decide(&host, &facts, settings)?;
     Ok(Prepared {
         gguf,
         facts,
         host,
         plan,
+        profile,
     })
+}
+
+/// Decides, following the tuned profile if there is one for exactly this; its path.
+///
+/// # Errors
+/// When what was asked for is impossible.
+pub(crate) fn decide(
+    host: &Host,
+    facts: &ModelFacts,
+    settings: &Settings,
+) -> Result<(Plan, Option<PathBuf>), PlanError> {
+    let default = plan(host, facts, settings)?;
+    let tuned = || {
+        let directory = profile::directory(&environment())?;
+        let key = profile::Key::new(host, settings, &default)?;
+        let (path, profile) = profile::load(&directory, &key)?;
+        let tuned = plan(host, facts, &profile.setup.apply(settings, host)).ok()?;
+        (profile::Setup::of(&tuned) == profile.setup).then_some((tuned, Some(path)))
+    };
+    Ok(tuned().unwrap_or((default, None)))
 }
 
 /// Opens the model's file, or the bundled one.
@@ -73,7 +99,7 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(e) = cause.downcast_ref::<crate::settings::SettingsError>() {
             return e.hint();
         }
-        if let Some(e) = cause.downcast_ref::<crate::plan::PlanError>() {
+        if let Some(e) = cause.downcast_ref::<PlanError>() {
             return e.hint();
         }
         if let Some(e) = cause.downcast_ref::<bitnet_model::facts::FactsError>() {
@@ -131,6 +157,9 @@ impl Prepared {
         }
         lines.push(format!("Machine: {}", self.host.summary()));
         lines.extend(self.plan.lines());
+        if let Some(path) = &self.profile {
+            lines.push(format!("Tuned profile: {}", path.display()));
+        }
         lines
     }
 }

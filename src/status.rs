@@ -2,7 +2,7 @@
 //! processes at the moment of asking.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use bitnet_model::protocol::KvType;
 use bitnet_server::status::{Advice, Decision, Fact, Part, Process, Report, StatusSource, Vitals};
@@ -10,11 +10,10 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::host::{CpuSet, Host, Limits, Meter, Root, Throttle};
 use crate::plan::{Choice, MemoryPlan, Plan, head_name};
-use crate::startup::Prepared;
 
 /// Watches the program itself.
 pub(crate) struct Watch {
-    planned: OnceLock<Planned>,
+    planned: RwLock<Option<Planned>>,
     /// 0: none was ready yet.
     engine: AtomicU32,
     meter: Option<Mutex<Meter>>,
@@ -29,18 +28,24 @@ impl Watch {
     /// Energy is counted from now on.
     pub(crate) fn new() -> Watch {
         Watch {
-            planned: OnceLock::new(),
+            planned: RwLock::new(None),
             engine: AtomicU32::new(0),
             meter: Meter::find(&Root::live()).ok().map(Mutex::new),
         }
     }
 
-    /// Makes machine and plan known; only the first call counts.
-    pub(crate) fn planned(&self, prepared: &Prepared) {
-        let _ = self.planned.set(Planned {
-            report: report(prepared),
-            limits: prepared.host.limits.clone(),
-        });
+    /// Makes machine and plan known, or others in their place.
+    pub(crate) fn planned(&self, host: &Host, plan: &Plan) {
+        let planned = Planned {
+            report: report(host, plan),
+            limits: host.limits.clone(),
+        };
+        *self.planned.write().unwrap_or_else(PoisonError::into_inner) = Some(planned);
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&Planned) -> T) -> Option<T> {
+        let planned = self.planned.read().unwrap_or_else(PoisonError::into_inner);
+        planned.as_ref().map(read)
     }
 
     /// An engine is ready.
@@ -51,18 +56,14 @@ impl Watch {
 
 impl StatusSource for Watch {
     fn report(&self) -> Option<Report> {
-        self.planned.get().map(|planned| planned.report.clone())
+        self.with(|planned| planned.report.clone())
     }
 
     fn vitals(&self) -> Vitals {
         let root = Root::live();
         let engine = self.engine.load(Ordering::Relaxed);
-        let unlimited = Limits::default();
-        let limits = self
-            .planned
-            .get()
-            .map_or(&unlimited, |planned| &planned.limits);
-        let throttle = Throttle::read(&root, limits);
+        let limits = self.with(|planned| planned.limits.clone());
+        let throttle = Throttle::read(&root, &limits.unwrap_or_default());
         Vitals {
             server: process(&root, std::process::id()),
             engine: Some(engine)
@@ -84,13 +85,13 @@ fn joules(meter: &Mutex<Meter>) -> f64 {
         .sample()
 }
 
-fn report(prepared: &Prepared) -> Report {
+fn report(host: &Host, plan: &Plan) -> Report {
     let Plan {
         memory, warnings, ..
-    } = &prepared.plan;
+    } = plan;
     Report {
-        machine: machine(&prepared.host),
-        plan: decisions(&prepared.plan),
+        machine: machine(host),
+        plan: decisions(plan),
         memory: parts(memory),
         memory_budget_bytes: memory.budget.as_ref().map(|budget| budget.bytes),
         warnings: warnings

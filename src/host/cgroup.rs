@@ -65,7 +65,7 @@ impl fmt::Display for Quota {
 const V1_NO_LIMIT_BYTES: u64 = 1 << 60;
 
 impl Limits {
-    pub(super) fn read(root: &Root) -> Limits {
+    pub(crate) fn read(root: &Root) -> Limits {
         let groups = root.text("/proc/self/cgroup").unwrap_or_default();
         let mounts = mounts(root);
         let chain = |controller| chain(root, &groups, &mounts, controller);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Choice, PlanError, Reason, Warning};
-use crate::host::topology::{CoreKind, LogicalCpu};
+use crate::host::topology::{CoreKind, LogicalCpu, Node};
 use crate::host::{CpuSet, Host};
 use crate::settings::{Affinity, Setting, Settings, Source};
 
@@ -14,12 +14,22 @@ pub(super) struct Cpus {
     efficiency: Vec<usize>,
     /// Second and further logical CPUs of the cores above.
     siblings: Vec<usize>,
+    /// CPUs of other NUMA nodes, when one node is enough.
+    elsewhere: Vec<usize>,
+    /// That node, and how many there are.
+    node: Option<(usize, usize)>,
     quota: Option<(usize, String)>,
     asked: Option<Source>,
 }
 
 impl Cpus {
-    pub(super) fn new(host: &Host, settings: &Settings) -> Result<Cpus, PlanError> {
+    /// `needed_bytes` is what the model wants to have in one node's memory; `pin` whether threads stay where they are put.
+    pub(super) fn new(
+        host: &Host,
+        settings: &Settings,
+        needed_bytes: u64,
+        pin: bool,
+    ) -> Result<Cpus, PlanError> {
         let allowed = host.allowed_cpus();
         let mut asked = None;
         let set = match (&settings.cpu_affinity.value, allowed) {
@@ -44,10 +54,28 @@ impl Cpus {
             performance: Vec::new(),
             efficiency: Vec::new(),
             siblings: Vec::new(),
+            elsewhere: Vec::new(),
+            node: None,
             quota: quota.map(|quota| (quota.threads(), quota.to_string())),
             asked,
         };
-        cpus.rank(host, &set);
+        match choose_node(host, &set, needed_bytes).filter(|_| pin && cpus.asked.is_none()) {
+            Some((node, of)) => {
+                let near = set.intersection(&node.cpus);
+                cpus.rank(host, &set.difference(&near));
+                cpus.elsewhere = cpus.all();
+                cpus.node = Some((node.id, of));
+                for list in [
+                    &mut cpus.performance,
+                    &mut cpus.efficiency,
+                    &mut cpus.siblings,
+                ] {
+                    list.clear();
+                }
+                cpus.rank(host, &near);
+            }
+            None => cpus.rank(host, &set),
+        }
         Ok(cpus)
     }
 
@@ -69,7 +97,13 @@ impl Cpus {
     }
 
     fn all(&self) -> Vec<usize> {
-        [&self.performance[..], &self.efficiency, &self.siblings].concat()
+        [
+            &self.performance[..],
+            &self.efficiency,
+            &self.siblings,
+            &self.elsewhere,
+        ]
+        .concat()
     }
 
     /// One thread per fast physical core, within the quota.
@@ -145,6 +179,10 @@ impl Cpus {
     fn one_per_core(&self) -> Reason {
         match (&self.asked, self.cores().is_empty()) {
             (_, true) => Reason::NothingKnown,
+            _ if self.node.is_some() => {
+                let (node, of) = self.node.unwrap_or_default();
+                Reason::OneNode { node, of }
+            }
             (asked, false) => Reason::OnePerCore {
                 logical: self.all().len(),
                 within: asked.clone(),
@@ -176,7 +214,7 @@ impl Cpus {
     ) -> Choice<Vec<usize>> {
         let mut cpus = self.all();
         if cpus.is_empty() {
-            return Choice::new((0..threads).collect(), Reason::AskedFor(source.clone()));
+            return Choice::new((0..threads).collect(), Reason::asked(source));
         }
         if threads > cpus.len() {
             let count = cpus.len();
@@ -197,14 +235,37 @@ impl Cpus {
             ));
         }
         cpus.truncate(threads);
-        Choice::new(cpus, Reason::AskedFor(source.clone()))
+        Choice::new(cpus, Reason::asked(source))
     }
+}
+
+/// The NUMA node with the most fast cores of `set` among those with room for `needed_bytes`, and how many nodes have CPUs of
+/// `set`. `None` unless there are several.
+fn choose_node<'a>(host: &'a Host, set: &CpuSet, needed_bytes: u64) -> Option<(&'a Node, usize)> {
+    let nodes = host.topology.nodes.iter();
+    let ours: Vec<&Node> = nodes
+        .filter(|node| !node.cpus.intersection(set).is_empty())
+        .collect();
+    let fast_cores = |node: &Node| {
+        let cpus = host.topology.cpus.iter().filter(|cpu| {
+            cpu.kind == CoreKind::Performance && set.contains(cpu.id) && node.cpus.contains(cpu.id)
+        });
+        cpus.map(LogicalCpu::core).collect::<BTreeSet<_>>().len()
+    };
+    let best = ours
+        .iter()
+        .filter(|node| {
+            node.available_bytes
+                .is_some_and(|bytes| bytes >= needed_bytes)
+        })
+        .max_by_key(|node| (fast_cores(node), std::cmp::Reverse(node.id)))?;
+    (ours.len() > 1).then_some((*best, ours.len()))
 }
 
 /// Pinning keeps threads off each other's cores, but two programs pinned to the same CPU halve each other: only CPUs
 /// that are likely ours alone are pinned to, and never under a quota, where the scheduler needs room to move.
 pub(super) fn choose_pin(host: &Host, settings: &Settings) -> Choice<bool> {
-    let asked = Reason::AskedFor(settings.cpu_affinity.source.clone());
+    let asked = Reason::asked(&settings.cpu_affinity.source);
     match &settings.cpu_affinity.value {
         Affinity::Cpus(_) => return Choice::new(true, asked),
         Affinity::None => return Choice::new(false, asked),

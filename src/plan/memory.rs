@@ -234,6 +234,14 @@ pub(super) fn choose_slots(
     Ok((slots, context))
 }
 
+/// What it would take with all that is wanted, as far as it can be said before anything is chosen.
+pub(super) fn wanted_bytes(sizes: &Sizes<'_>, settings: &Settings) -> u64 {
+    let slots = wanted_slots(settings).value;
+    let context = wanted_context(sizes.facts, settings, &mut Vec::new());
+    let context = context.map_or(sizes.facts.context_length, |context| context.value);
+    sizes.memory(slots, context).total_bytes()
+}
+
 fn wanted_slots(settings: &Settings) -> Choice<usize> {
     let automatic = match settings.use_case.value {
         UseCase::HighPerformance => 8,
@@ -241,7 +249,7 @@ fn wanted_slots(settings: &Settings) -> Choice<usize> {
         UseCase::MemoryEfficient => 1,
     };
     match settings.parallel.value {
-        Some(slots) => Choice::new(slots, Reason::AskedFor(settings.parallel.source.clone())),
+        Some(slots) => Choice::new(slots, Reason::asked(&settings.parallel.source)),
         None => Choice::new(automatic, Reason::of_use_case(&settings.use_case)),
     }
 }
@@ -266,7 +274,7 @@ fn wanted_context(
         return Ok(Choice::new(model.min(cap), because));
     };
     if asked == 0 {
-        return Ok(Choice::new(model, Reason::AskedFor(source.clone())));
+        return Ok(Choice::new(model, Reason::asked(source)));
     }
     let tokens = asked / settings.parallel.value.unwrap_or(1);
     if tokens < SMALLEST_CONTEXT {
@@ -288,7 +296,7 @@ fn wanted_context(
             slots,
             source: source.clone(),
         },
-        None => Reason::AskedFor(source.clone()),
+        None => Reason::asked(source),
     };
     Ok(Choice::new(tokens, because))
 }

@@ -11,6 +11,8 @@ use crate::settings::{Setting, Source, UseCase};
 pub(crate) enum Reason {
     /// The user said so.
     AskedFor(Source),
+    /// Measured to be the fastest here.
+    Tuned,
     /// Nobody said anything and nothing speaks against it.
     Default,
     /// By the use case.
@@ -28,6 +30,13 @@ pub(crate) enum Reason {
         logical: usize,
         /// Who narrowed the set.
         within: Option<Source>,
+    },
+    /// One thread per physical core of one NUMA node.
+    OneNode {
+        /// Which.
+        node: usize,
+        /// Nodes there are.
+        of: usize,
     },
     /// Only the fast cores of a hybrid machine.
     PerformanceCores {
@@ -123,6 +132,14 @@ impl Reason {
     pub(super) fn of(source: &Source, otherwise: Reason) -> Reason {
         match source {
             Source::Default => otherwise,
+            source => Reason::asked(source),
+        }
+    }
+
+    /// By the user, or by a tuned profile.
+    pub(super) fn asked(source: &Source) -> Reason {
+        match source {
+            Source::Tuned => Reason::Tuned,
             source => Reason::AskedFor(source.clone()),
         }
     }
@@ -144,6 +161,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::AskedFor(source) => write!(f, "{source}"),
+            Reason::Tuned => f.write_str("tuned on this machine"),
             Reason::Default => f.write_str("default"),
             Reason::UseCase(UseCase::HighPerformance) => f.write_str("use case high_performance"),
             Reason::UseCase(UseCase::Balanced) => f.write_str("use case balanced"),
@@ -160,6 +178,12 @@ impl fmt::Display for Reason {
                 within
                     .iter()
                     .try_for_each(|source| write!(f, " by {source}"))
+            }
+            Reason::OneNode { node, of } => {
+                write!(
+                    f,
+                    "one per physical core of NUMA node {node} of {of}, whose memory holds all"
+                )
             }
             Reason::PerformanceCores { of_cores } => {
                 write!(

@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::host::cgroup::{MemoryLimit, Quota};
 use crate::host::tests::host;
-use crate::host::topology::{CoreKind, LogicalCpu};
+use crate::host::topology::{CoreKind, LogicalCpu, Node};
 use crate::host::{Limits, Memory, Root, Topology};
 use crate::settings::tests::settings;
 
@@ -107,6 +107,54 @@ fn a_container_stays_within_quota_set_and_memory() {
         ));
         assert!(plan.memory.total_bytes() <= plan.memory.budget.clone().unwrap().bytes);
     }
+}
+
+#[test]
+fn two_sockets_use_the_node_that_holds_the_model() {
+    let plan = planned("two-sockets-2x16", &[]).unwrap();
+    assert_eq!(plan.decode_cpus.value, (0..16).collect::<Vec<_>>());
+    assert_eq!(plan.prefill_cpus.value, plan.decode_cpus.value);
+    assert_eq!(
+        plan.decode_cpus.because.to_string(),
+        "one per physical core of NUMA node 0 of 2, whose memory holds all"
+    );
+    let mut full = host("two-sockets-2x16");
+    full.topology.nodes[0].available_bytes = Some(1 << 30);
+    let plan = super::plan(&full, &facts_2b(), &settings(&[], &[])).unwrap();
+    assert_eq!(plan.decode_cpus.value, (16..32).collect::<Vec<_>>());
+    full.topology.nodes[1].available_bytes = None;
+    let plan = super::plan(&full, &facts_2b(), &settings(&[], &[])).unwrap();
+    assert_eq!(plan.threads(), 32);
+    // Who asks for more than a node has gets the other's, too; who names CPUs gets those.
+    let plan = planned("two-sockets-2x16", &[("threads", "40")]).unwrap();
+    assert_eq!(plan.threads(), 40);
+    let plan = planned("two-sockets-2x16", &[("cpu-affinity", "14-17")]).unwrap();
+    assert_eq!(plan.decode_cpus.value, [14, 15, 16, 17]);
+    let plan = planned("two-sockets-2x16", &[("cpu-affinity", "none")]).unwrap();
+    assert_eq!(plan.threads(), 32);
+}
+
+#[test]
+fn other_machines() {
+    let plan = planned("cloud-vm-4", &[]).unwrap();
+    assert_eq!(plan.decode_cpus.value, [0, 1]);
+    let plan = planned("ampere-altra-80", &[]).unwrap();
+    assert_eq!(plan.threads(), 80);
+    let plan = planned("this-machine", &[]).unwrap();
+    assert_eq!(plan.decode_cpus.value, [0, 1]);
+    assert_eq!(plan.kv_type.because, Reason::Default);
+}
+
+#[test]
+fn locking_more_than_allowed_is_a_warning() {
+    let locked = |machine: &str| {
+        let plan = planned(machine, &[("mlock", "on")]).unwrap();
+        plan.warnings
+            .iter()
+            .any(|w| w.what.contains("are to be locked"))
+    };
+    assert!(locked("this-machine"));
+    assert!(!locked("two-sockets-2x16"));
 }
 
 #[test]
@@ -411,8 +459,22 @@ fn random_host(rng: &mut StdRng, base: &Host) -> Host {
             node: Some(0),
         }
     });
+    let cpus: Vec<LogicalCpu> = cpus.collect();
+    let n_nodes = rng.random_range(1..=3);
+    let nodes = (0..n_nodes).map(|node| Node {
+        id: node,
+        cpus: (0..count)
+            .filter(|id| id % cores % n_nodes == node)
+            .collect(),
+        total_bytes: None,
+        available_bytes: rng
+            .random_bool(0.8)
+            .then(|| rng.random_range(256 << 20..64 << 30)),
+    });
+    let nodes: Vec<Node> = nodes.filter(|node| !node.cpus.is_empty()).collect();
     let topology = Topology {
-        cpus: cpus.collect(),
+        cpus,
+        nodes,
         ..Topology::default()
     };
     let subset = |rng: &mut StdRng, share: f64| -> Option<CpuSet> {
@@ -535,6 +597,12 @@ fn check(host: &Host, settings: &Settings, plan: &Plan, seed: u64) {
             decode.len(),
             "seed {seed}: a core twice"
         );
+        if let Reason::OneNode { node, .. } = plan.decode_cpus.because {
+            let node = host.topology.nodes.iter().find(|n| n.id == node).unwrap();
+            let near = |cpu: &usize| node.cpus.contains(*cpu);
+            assert!(decode.iter().all(near), "seed {seed}: {decode:?}");
+            assert!(plan.pin.value, "seed {seed}: a node without pinning");
+        }
         if settings.threads_batch.value.is_none() {
             assert!(prefill.len() <= quota, "seed {seed}");
         }

@@ -155,6 +155,8 @@ impl Asked {
             batch_size: self.batch_size()?,
             kv_type: self.or("kv-type", KvType::F16, values::kv_type)?,
             mlock: self.or("mlock", false, values::switch)?,
+            tune: self.or("tune", false, values::switch)?,
+            replan: self.or("replan", false, values::switch)?,
             context_shift: self.or("context-shift", false, values::switch)?,
             chat_template_kwargs: self.or(
                 "chat-template-kwargs",

@@ -187,6 +187,20 @@ pub(crate) const KEYS: &[Key] = &[
     value(MACHINE, "cpu-affinity", "LIST", "CPUs to pin threads to, such as 0-3,6; none never pins")
         .env(&["CPU_AFFINITY"])
         .default("auto: pinned where nobody else is expected on the CPUs"),
+    switch(
+        MACHINE,
+        "tune",
+        "Before the first start with this model on this machine, measure for up to 25 s what is fastest, and keep it",
+    )
+    .env(&["BITNET_TUNE"])
+    .default("off: what `bitnet-launch tune` kept, else what the machine's facts suggest"),
+    switch(
+        MACHINE,
+        "replan",
+        "When CPU or memory limits change while serving, choose anew and restart the engine at the next idle moment",
+    )
+    .env(&["BITNET_REPLAN"])
+    .default("off: a change is only logged"),
     value(
         MACHINE,
         "use-case",

@@ -29,7 +29,7 @@ use bitnet_model::protocol::{
 };
 use bitnet_server::backend::{
     Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, Job, JobEvent, JobHandle,
-    Refused, SlotView,
+    Refused, SlotView, Usage,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -103,6 +103,7 @@ enum Message {
     /// Its process has ended.
     Exited(u64),
     Drain(Duration),
+    Renew(Box<EngineConfig>),
     Stop,
 }
 
@@ -121,6 +122,7 @@ struct View {
     chores: usize,
     slots: Vec<SlotView>,
     counters: BackendCounters,
+    engine_pid: Option<u32>,
 }
 
 impl Shared {
@@ -173,6 +175,7 @@ impl Broker {
             chores: 0,
             slots: Vec::new(),
             counters: BackendCounters::default(),
+            engine_pid: None,
         };
         let shared = Arc::new(Shared {
             next_id: AtomicU64::new(0),
@@ -194,6 +197,22 @@ impl Broker {
         }
         drop(view);
         let _ = self.inbox.send(Message::Drain(limit));
+    }
+
+    /// At the next moment without work, replaces the engine by one of this configuration. Slots and contexts must stay what
+    /// they are: accepted requests rely on them.
+    pub(crate) fn renew(&self, config: EngineConfig) {
+        let _ = self.inbox.send(Message::Renew(Box::new(config)));
+    }
+
+    /// The engine's process, while there is one.
+    pub(crate) fn engine_pid(&self) -> Option<u32> {
+        self.shared.view().engine_pid
+    }
+
+    /// What the next look at the counters shows of time and energy.
+    pub(crate) fn set_usage(&self, usage: Usage) {
+        self.shared.view().counters.usage = usage;
     }
 
     /// Ends everything at once.
@@ -310,6 +329,8 @@ struct Supervisor {
     active: BTreeMap<u64, Work>,
     /// Slot actions without an answer.
     chores: Chores,
+    /// What the next engine is to be, once nothing runs.
+    renewal: Option<EngineConfig>,
 }
 
 impl Supervisor {
@@ -333,6 +354,7 @@ impl Supervisor {
             queue: VecDeque::new(),
             active: BTreeMap::new(),
             chores: Chores::default(),
+            renewal: None,
         }
     }
 
@@ -394,6 +416,7 @@ impl Supervisor {
                     deadline: Instant::now() + limit,
                 });
             }
+            Message::Renew(config) => self.renewal = Some(*config),
             Message::Stop => self.event(Event::Stop),
         }
         self.dispatch();
@@ -407,8 +430,29 @@ impl Supervisor {
         if matches!(self.state.phase, Phase::Draining { .. }) && is_idle {
             self.event(Event::Idle);
         }
+        self.renew_if_idle();
         reap_orphans(self.running.as_ref().map(|running| running.engine.pid()));
         self.publish();
+    }
+
+    /// Nothing runs: the moment for an engine of another configuration. Requests that come meanwhile wait for it.
+    fn renew_if_idle(&mut self) {
+        let is_ready = matches!(self.state.phase, Phase::Ready { .. });
+        if !is_ready || !self.active.is_empty() || self.chores.len() > 0 {
+            return;
+        }
+        let Some(config) = self.renewal.take() else {
+            return;
+        };
+        if let Some(running) = &mut self.running {
+            running.ready = false;
+        }
+        let mut view = self.shared.view();
+        view.slots = (0..config.slots).map(idle_slot).collect();
+        drop(view);
+        self.config.engine = config;
+        tracing::info!("replacing the idle engine by one with the new plan");
+        self.event(Event::Renew);
     }
 
     fn open(&self) -> usize {
@@ -489,6 +533,7 @@ impl Supervisor {
             _ if self.state.ever_ready => BackendState::Ready,
             _ => BackendState::Loading,
         };
+        view.engine_pid = self.running.as_ref().map(|running| running.engine.pid());
         view.counters.processing = self.active.len();
         view.counters.deferred = self.queue.len();
     }
@@ -576,7 +621,10 @@ impl Supervisor {
         let how = exit.explain();
         let awaited = matches!(
             self.state.phase,
-            Phase::Stopping { .. } | Phase::Failed(_) | Phase::Killing { .. }
+            Phase::Stopping { .. }
+                | Phase::Failed(_)
+                | Phase::Killing { .. }
+                | Phase::Renewing { .. }
         );
         if awaited {
             tracing::debug!("engine process {} ended", running.engine.pid());

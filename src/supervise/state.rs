@@ -4,6 +4,7 @@
 //! Starting ──ready──▶ Ready ──exit, hang──▶ Backoff ──time──▶ Starting
 //!     │ bad model, never ready            │ too many crashes
 //!     └──────────────▶ Failed ◀───────────┘
+//! Ready ──renew──▶ Renewing ──exit──▶ Starting
 //! any ──drain──▶ Draining ──no jobs, or deadline──▶ Stopping ──exit──▶ Stopped
 //! ```
 
@@ -70,6 +71,13 @@ pub(crate) enum Phase {
         /// Why we did.
         why: Failure,
     },
+    /// Idle, and told to leave for an engine with another configuration; its end is awaited.
+    Renewing {
+        /// Killed when still there by then.
+        deadline: Instant,
+        /// When to stop serving, if a drain was asked for meanwhile.
+        drain: Option<Instant>,
+    },
     /// No process; the next one starts at `until`.
     Backoff {
         /// When.
@@ -126,6 +134,8 @@ pub(crate) enum Event {
     },
     /// The engine is busy and does not advance.
     Hung(Failure),
+    /// Nothing runs, and the engine is to be replaced by one with another configuration.
+    Renew,
     /// Time passed.
     Tick,
     /// No job is left.
@@ -175,6 +185,7 @@ impl State {
         match &self.phase {
             Phase::Starting { deadline, .. }
             | Phase::Draining { deadline }
+            | Phase::Renewing { deadline, .. }
             | Phase::Stopping { deadline } => Some(*deadline),
             Phase::Backoff { until } => Some(*until),
             Phase::Ready { .. } | Phase::Killing { .. } | Phase::Failed(_) | Phase::Stopped => None,
@@ -305,6 +316,31 @@ pub(crate) fn step(state: State, event: Event, now: Instant) -> (State, Vec<Acti
         ) => state.crashed(why, explained, jitter, now),
         (Phase::Backoff { until }, E::Tick) if now >= until => {
             let phase = starting(now, state.start_timeout);
+            (state.with(phase), vec![Action::Spawn])
+        }
+
+        (Phase::Ready { since }, E::Renew) => {
+            let deadline = now + END_GRACE;
+            let phase = Phase::Renewing {
+                deadline,
+                drain: None,
+            };
+            (state.served(since, now).with(phase), vec![Action::Hangup])
+        }
+        (Phase::Renewing { deadline, drain }, E::Tick) if now >= deadline => {
+            let deadline = now + END_GRACE;
+            let phase = Phase::Renewing { deadline, drain };
+            (state.with(phase), vec![Action::Kill])
+        }
+        (Phase::Renewing { deadline, .. }, E::Drain { deadline: until }) => {
+            let drain = Some(until);
+            (state.with(Phase::Renewing { deadline, drain }), vec![])
+        }
+        (Phase::Renewing { drain, .. }, E::Exited { .. }) => {
+            let phase = match drain {
+                Some(deadline) => Phase::Draining { deadline },
+                None => starting(now, state.start_timeout),
+            };
             (state.with(phase), vec![Action::Spawn])
         }
 
@@ -541,6 +577,35 @@ mod tests {
                 "{name}: {next:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_renewal_loses_nothing() {
+        let now = Instant::now();
+        let (state, actions) = step(ready(now), Event::Renew, now);
+        assert_eq!(actions, [Action::Hangup]);
+        let (late, actions) = step(state.clone(), Event::Tick, now + END_GRACE);
+        assert_eq!(actions, [Action::Kill]);
+        assert!(matches!(late.phase, Phase::Renewing { .. }));
+        let (next, actions) = step(state.clone(), exited("exit code 0"), now);
+        assert_eq!(actions, [Action::Spawn]);
+        assert!(matches!(next.phase, Phase::Starting { .. }));
+        // Many renewals are no crash loop.
+        let mut again = next;
+        for _ in 0..3 * CRASH_LIMIT {
+            again = step(again, Event::Ready, now).0;
+            again = step(again, Event::Renew, now).0;
+            again = step(again, exited("exit code 0"), now).0;
+        }
+        assert!(matches!(again.phase, Phase::Starting { .. }));
+        // Whoever waits while it is asked to leave is served by the new engine before the end.
+        let until = now + Duration::from_secs(4);
+        let (state, actions) = step(state, Event::Drain { deadline: until }, now);
+        assert_eq!(actions, []);
+        let (state, actions) = step(state, exited("exit code 0"), now);
+        assert_eq!(actions, [Action::Spawn]);
+        assert_eq!(state.phase, Phase::Draining { deadline: until });
+        assert_eq!(step(state, Event::Ready, now).1, [Action::Dispatch]);
     }
 
     #[test]

@@ -169,6 +169,21 @@ pub struct BackendCounters {
     pub engine_restarts: u64,
     /// Forward passes (sum over engines).
     pub decode_steps: u64,
+    /// Time and energy, as of a few seconds ago.
+    pub usage: Usage,
+}
+
+/// What serving cost, as the system's own counters tell it; `None` where they don't.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Usage {
+    /// CPU seconds of all engines.
+    pub engine_cpu_s: Option<f64>,
+    /// Joules of the machine's processors since the server started, others' work included.
+    pub energy_j: Option<f64>,
+    /// Where energy is read, or why it can't be.
+    pub energy_source: Option<Result<String, String>>,
+    /// Seconds that a CPU quota kept threads of this control group waiting.
+    pub quota_throttled_s: Option<f64>,
 }
 
 /// Runs generations. All calls return at once.

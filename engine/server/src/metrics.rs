@@ -436,6 +436,7 @@ impl Scene {
             "",
             self.totals.failed as f64,
         );
+        self.usage(out);
         self.totals.first_token.write(
             out,
             "bitnet_first_token_seconds",
@@ -446,6 +447,58 @@ impl Scene {
             "bitnet_token_seconds",
             "Time between two tokens of one answer.",
         );
+    }
+}
+
+impl Scene {
+    /// Only what was measured; where there is no energy counter, the reason stands as a label.
+    fn usage(&self, out: &mut String) {
+        let usage = &self.counters.usage;
+        if let Some(seconds) = usage.engine_cpu_s {
+            sample(
+                out,
+                "counter",
+                "bitnet_engine_cpu_seconds_total",
+                "CPU time of the engine processes.",
+                "",
+                seconds,
+            );
+        }
+        if let Some(seconds) = usage.quota_throttled_s {
+            sample(
+                out,
+                "counter",
+                "bitnet_quota_throttled_seconds_total",
+                "Time that a CPU quota kept threads of this control group waiting.",
+                "",
+                seconds,
+            );
+        }
+        let Some(source) = &usage.energy_source else {
+            return;
+        };
+        let (available, labels) = match source {
+            Ok(source) => (1.0, format!("{{source=\"{}\"}}", label(source))),
+            Err(reason) => (0.0, format!("{{reason=\"{}\"}}", label(reason))),
+        };
+        sample(
+            out,
+            "gauge",
+            "bitnet_energy_available",
+            "1 when an energy counter can be read, 0 with the reason.",
+            &labels,
+            available,
+        );
+        if let Some(joules) = usage.energy_j {
+            sample(
+                out,
+                "counter",
+                "bitnet_energy_joules_total",
+                "Energy of the machine's processors since the server started, others' work and idle power included.",
+                &labels,
+                joules,
+            );
+        }
     }
 }
 
@@ -521,6 +574,42 @@ mod tests {
         let mut out = String::new();
         h.write(&mut out, "x", "y");
         assert!(out.contains("x_bucket{le=\"1\"} 2\nx_bucket{le=\"2\"} 3\nx_bucket{le=\"+Inf\"} 4\nx_sum 12\nx_count 4"));
+    }
+
+    #[test]
+    fn energy_is_measured_or_missing_with_a_reason() {
+        let text = |usage: crate::backend::Usage| {
+            let scene = Scene {
+                totals: Metrics::new().scrape(),
+                started_unix: 0.0,
+                counters: BackendCounters {
+                    usage,
+                    ..BackendCounters::default()
+                },
+                slots: Vec::new(),
+                slot_context: 0,
+                kernel: String::new(),
+                version: String::new(),
+                state: BackendState::Ready,
+            };
+            scene.text()
+        };
+        let none = text(crate::backend::Usage::default());
+        assert!(!none.contains("bitnet_energy") && !none.contains("cpu_seconds"));
+        let denied = text(crate::backend::Usage {
+            engine_cpu_s: Some(1.5),
+            energy_source: Some(Err("a \"reason\"".to_owned())),
+            ..Default::default()
+        });
+        assert!(denied.contains("bitnet_engine_cpu_seconds_total 1.5\n"));
+        assert!(denied.contains("bitnet_energy_available{reason=\"a \\\"reason\\\"\"} 0\n"));
+        assert!(!denied.contains("joules"));
+        let measured = text(crate::backend::Usage {
+            energy_j: Some(12.5),
+            energy_source: Some(Ok("rapl".to_owned())),
+            ..Default::default()
+        });
+        assert!(measured.contains("bitnet_energy_joules_total{source=\"rapl\"} 12.5\n"));
     }
 
     #[test]

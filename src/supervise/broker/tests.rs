@@ -489,6 +489,36 @@ fn a_hung_engine_is_replaced() {
 }
 
 #[test]
+fn a_renewal_waits_for_the_work_and_loses_none() {
+    let mut bench = bench(vec![], vec![], |_| {});
+    bench.ready();
+    let running = bench.submit(&[5, 6], 3, Some(30));
+    let config = EngineConfig {
+        kernel: "i2_s/scalar".into(),
+        model: ModelSource::Demo,
+        decode_cpus: vec![0],
+        prefill_cpus: vec![0],
+        pin: false,
+        slots: 2,
+        slot_context: CONTEXT,
+        prefill_batch: 8,
+        kv_type: KvType::F16,
+        head: HeadMode::Full,
+        weights: WeightsHome::HugePages,
+        mlock: false,
+        overrides: Overrides::default(),
+    };
+    bench.broker.renew(config);
+    assert_eq!(listen(running).tokens, undisturbed(&[5, 6], 3, 30));
+    wait_for(|| bench.started.load(Ordering::SeqCst) == 2);
+    // Accepted while the new engine starts, answered by it.
+    let told = listen(bench.submit(&[7, 8], 4, Some(9)));
+    assert_eq!(told.tokens, undisturbed(&[7, 8], 4, 9));
+    assert_eq!(bench.started.load(Ordering::SeqCst), 2);
+    assert_eq!(bench.broker.state(), BackendState::Ready);
+}
+
+#[test]
 fn an_idle_engine_is_not_hung() {
     let mut bench = bench(vec![], vec![], |config| {
         config.hang_timeout = Duration::from_millis(100);

@@ -1,0 +1,404 @@
+//! While serving: limits that change, CPU time that is denied for long, heat; and what the engine costs in CPU time and energy.
+//!
+//! One thread looks every [`LOOK`] seconds, at a dozen small files. It tells once when something changes, with the advice; told to
+//! (`--replan`), it has the engine replaced at the next idle moment by one with a new plan. [`Watch`] is pure: what it
+//! sees and when are its arguments.
+
+use std::collections::VecDeque;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bitnet_model::facts::ModelFacts;
+use bitnet_server::backend::Usage;
+
+use crate::host::{Host, Limits, Meter, Root, Throttle};
+use crate::plan::Plan;
+use crate::settings::Settings;
+use crate::startup::decide;
+use crate::supervise::broker::Broker;
+
+/// Time between two looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// Throttling counts as sustained when it lasted for all of this time.
+const SUSTAINED: Duration = Duration::from_secs(30);
+/// Share of the periods with throttling that is worth a word, 0 to 1.
+const THROTTLED_SHARE: f64 = 0.2;
+/// Fewer periods than this (of 0.1 s) in [`SUSTAINED`] tell nothing: the group was mostly idle.
+const LEAST_PERIODS: u64 = 50;
+
+/// What deserves a line in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Finding {
+    /// Limits are not what the plan was made for.
+    LimitsChanged(String),
+    /// The quota stops the engine again and again.
+    Throttled(String),
+    /// Clocks are being lowered.
+    Hot(String),
+}
+
+/// What was seen so far.
+pub(crate) struct Watch {
+    limits: Limits,
+    /// Counters of the last [`SUSTAINED`], oldest first.
+    seen: VecDeque<(Instant, Throttle)>,
+    told_throttled: bool,
+    told_hot: bool,
+}
+
+impl Watch {
+    /// The plan was made for these limits.
+    pub(crate) fn new(limits: Limits) -> Watch {
+        Watch {
+            limits,
+            seen: VecDeque::new(),
+            told_throttled: false,
+            told_hot: false,
+        }
+    }
+
+    /// One look; what is new.
+    pub(crate) fn look(
+        &mut self,
+        limits: Limits,
+        throttle: Throttle,
+        now: Instant,
+    ) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if limits != self.limits {
+            findings.push(Finding::LimitsChanged(change(&self.limits, &limits)));
+            self.limits = limits;
+            // Other limits count anew.
+            self.seen.clear();
+            self.told_throttled = false;
+        }
+        self.seen.push_back((now, throttle));
+        while self.seen.len() > 2 && now.duration_since(self.seen[1].0) >= SUSTAINED {
+            self.seen.pop_front();
+        }
+        findings.extend(self.throttled(now));
+        findings.extend(self.hot(now));
+        findings
+    }
+
+    fn throttled(&mut self, now: Instant) -> Option<Finding> {
+        let (first_at, first) = self.seen.front()?;
+        let (_, last) = self.seen.back()?;
+        if now.duration_since(*first_at) < SUSTAINED {
+            return None;
+        }
+        let (before, after) = (first.quota.as_ref()?, last.quota.as_ref()?);
+        let share = after.share_since(before, LEAST_PERIODS)?;
+        if share < THROTTLED_SHARE / 2.0 {
+            self.told_throttled = false;
+        }
+        if share < THROTTLED_SHARE || self.told_throttled {
+            return None;
+        }
+        self.told_throttled = true;
+        let quota = self.limits.quota.as_ref().map(ToString::to_string);
+        Some(Finding::Throttled(format!(
+            "the CPU quota of {} stopped this program in {:.0} % of the periods of the last {} s: give whole CPUs, lower `--threads`, or move other programs out of its control group",
+            quota.unwrap_or_else(|| "unknown size".to_owned()),
+            share * 100.0,
+            SUSTAINED.as_secs()
+        )))
+    }
+
+    fn hot(&mut self, now: Instant) -> Option<Finding> {
+        let (first_at, first) = self.seen.front()?;
+        let (_, last) = self.seen.back()?;
+        if now.duration_since(*first_at) < SUSTAINED {
+            return None;
+        }
+        let events = last.thermal_events?.checked_sub(first.thermal_events?)?;
+        if events == 0 {
+            self.told_hot = false;
+        }
+        if events == 0 || self.told_hot {
+            return None;
+        }
+        self.told_hot = true;
+        Some(Finding::Hot(format!(
+            "heat lowered the clocks {events} times in the last {} s: better cooling, or fewer `--threads`",
+            SUSTAINED.as_secs()
+        )))
+    }
+}
+
+/// What changed, in words.
+fn change(before: &Limits, after: &Limits) -> String {
+    let text = |limits: &Limits| {
+        let none = || "none".to_owned();
+        let quota = limits.quota.as_ref().map_or_else(none, |q| q.to_string());
+        let cpuset = limits
+            .cpuset
+            .as_ref()
+            .map_or_else(none, |set| set.to_string());
+        let mb = |bytes: u64| format!("{} MB", bytes >> 20);
+        let memory = limits
+            .memory
+            .as_ref()
+            .map_or_else(none, |limit| mb(limit.bytes));
+        let swap = limits
+            .swap
+            .as_ref()
+            .map_or_else(none, |limit| mb(limit.bytes));
+        [
+            ("CPU quota", quota),
+            ("CPUs", cpuset),
+            ("memory limit", memory),
+            ("swap limit", swap),
+        ]
+    };
+    let pairs = text(before).into_iter().zip(text(after));
+    let changed: Vec<String> = pairs
+        .filter(|((_, old), (_, new))| old != new)
+        .map(|((name, old), (_, new))| format!("{name} {old} is now {new}"))
+        .collect();
+    match changed.is_empty() {
+        true => "a limit is now set elsewhere in the control groups".to_owned(),
+        false => changed.join(", "),
+    }
+}
+
+/// Tells clients of another plan.
+pub(crate) type Announce = Box<dyn Fn(&Host, &Plan) + Send>;
+
+/// What the watching thread needs.
+pub(crate) struct Watched {
+    pub(crate) broker: Broker,
+    pub(crate) settings: Settings,
+    pub(crate) facts: ModelFacts,
+    /// What the plan was made for.
+    pub(crate) host: Host,
+    /// What runs.
+    pub(crate) plan: Plan,
+    /// Told about a new plan that is on its way.
+    pub(crate) planned: Announce,
+}
+
+/// Starts the thread; it lives as long as the program.
+///
+/// # Errors
+/// Those of starting a thread.
+pub(crate) fn start(watched: Watched) -> std::io::Result<()> {
+    thread::Builder::new()
+        .name("watch".into())
+        .spawn(move || watched.live())
+        .map(|_| ())
+}
+
+impl Watched {
+    fn live(mut self) {
+        let root = Root::live();
+        let mut meter = Meter::find(&root).ok();
+        let mut cpu = EngineCpu::default();
+        let mut watch = Watch::new(self.host.limits.clone());
+        loop {
+            let limits = Limits::read(&root);
+            let throttle = Throttle::read(&root, &limits);
+            self.broker.set_usage(Usage {
+                engine_cpu_s: cpu.look(self.broker.engine_pid()),
+                energy_j: meter.as_mut().map(Meter::sample),
+                energy_source: Some(self.host.energy.clone()),
+                quota_throttled_s: throttle.quota.as_ref().map(|q| q.throttled.as_secs_f64()),
+            });
+            for finding in watch.look(limits, throttle, Instant::now()) {
+                self.tell(finding);
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    fn tell(&mut self, finding: Finding) {
+        match finding {
+            Finding::Throttled(text) | Finding::Hot(text) => tracing::warn!("{text}"),
+            Finding::LimitsChanged(text) if self.settings.replan.value => {
+                tracing::warn!("limits changed: {text}");
+                self.replan();
+            }
+            Finding::LimitsChanged(text) => tracing::warn!(
+                "limits changed: {text}; the plan stays as it is: restart to follow, or serve with `--replan`"
+            ),
+        }
+    }
+
+    /// A new plan with the slots and contexts there are, which accepted requests rely on.
+    fn replan(&mut self) {
+        let mut host = Host::detect();
+        // What the engine holds is ours to plan with.
+        let held = self.broker.engine_pid().and_then(anonymous_bytes);
+        if let (Some(available), Some(held)) = (&mut host.memory.available_bytes, held) {
+            *available += held;
+        }
+        let (slots, context) = (self.plan.slots.value, self.plan.slot_context.value);
+        let mut settings = self.settings.clone();
+        settings.parallel.value = Some(slots);
+        settings.ctx_size.value = Some(slots * context);
+        let plan = match decide(&host, &self.facts, &settings) {
+            Ok((plan, _)) => plan,
+            Err(error) => {
+                return tracing::warn!(
+                    "{slots} slots of {context} tokens can't be planned within the new limits, the engine stays as it is: {error}"
+                );
+            }
+        };
+        if plan.engine_config(&settings) == self.plan.engine_config(&settings) {
+            return tracing::info!("the plan stays as it is under the new limits");
+        }
+        for line in plan.lines() {
+            tracing::info!("{line}");
+        }
+        for warning in &plan.warnings {
+            tracing::warn!("{warning}");
+        }
+        self.broker.renew(plan.engine_config(&settings));
+        (self.planned)(&host, &plan);
+        self.plan = plan;
+    }
+}
+
+/// CPU time of one engine after another.
+#[derive(Default)]
+struct EngineCpu {
+    pid: Option<u32>,
+    earlier_s: f64,
+    last_s: f64,
+}
+
+impl EngineCpu {
+    fn look(&mut self, pid: Option<u32>) -> Option<f64> {
+        if pid != self.pid {
+            self.earlier_s += self.last_s;
+            self.last_s = 0.0;
+            self.pid = pid;
+        }
+        if let Some(seconds) = pid.and_then(crate::bench::session::cpu_s_by_ticks) {
+            self.last_s = seconds;
+        }
+        Some(self.earlier_s + self.last_s)
+    }
+}
+
+/// Memory of a process that no file backs.
+fn anonymous_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::cgroup::Quota;
+    use crate::host::throttle::QuotaCounters;
+
+    fn limits(quota_us: u64) -> Limits {
+        Limits {
+            version: Some(2),
+            quota: Some(Quota {
+                quota_us,
+                period_us: 100_000,
+                at: "/sys/fs/cgroup/cpu.max".into(),
+            }),
+            ..Limits::default()
+        }
+    }
+
+    fn counters(periods: u64, throttled_periods: u64, thermal: u64) -> Throttle {
+        Throttle {
+            quota: Some(QuotaCounters {
+                periods,
+                throttled_periods,
+                throttled: Duration::ZERO,
+            }),
+            thermal_events: Some(thermal),
+        }
+    }
+
+    fn after(began: Instant, seconds: u64) -> Instant {
+        began + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn changed_limits_are_told_once() {
+        let began = Instant::now();
+        let mut watch = Watch::new(limits(100_000));
+        assert_eq!(watch.look(limits(100_000), Throttle::default(), began), []);
+        let changed = watch.look(limits(250_000), Throttle::default(), after(began, 2));
+        let text = "CPU quota 1 CPUs is now 2.5 CPUs".to_owned();
+        assert_eq!(changed, [Finding::LimitsChanged(text)]);
+        assert_eq!(
+            watch.look(limits(250_000), Throttle::default(), after(began, 4)),
+            []
+        );
+        let mut smaller = limits(250_000);
+        smaller.cpuset = Some("0-3".parse().unwrap());
+        smaller.quota = None;
+        let changed = watch.look(smaller, Throttle::default(), after(began, 6));
+        let text = "CPU quota 2.5 CPUs is now none, CPUs none is now 0-3".to_owned();
+        assert_eq!(changed, [Finding::LimitsChanged(text)]);
+    }
+
+    #[test]
+    fn only_sustained_throttling_is_told_and_once() {
+        let began = Instant::now();
+        let mut watch = Watch::new(limits(100_000));
+        let mut told = Vec::new();
+        for look in 0..40 {
+            let seconds = look * 2;
+            // Ten periods a second, half of them throttled.
+            let throttle = counters(seconds * 10, seconds * 5, 0);
+            let findings = watch.look(limits(100_000), throttle, after(began, seconds));
+            told.extend(findings.into_iter().map(|finding| (seconds, finding)));
+        }
+        let [(at, Finding::Throttled(text))] = &told[..] else {
+            panic!("{told:?}");
+        };
+        assert_eq!(*at, 30);
+        assert!(
+            text.contains("of 1 CPUs stopped this program in 50 %"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_moment_of_throttling_is_nothing() {
+        let began = Instant::now();
+        let mut watch = Watch::new(limits(100_000));
+        for look in 0..60u64 {
+            let seconds = look * 2;
+            let throttle = counters(seconds * 10, (seconds * 10).min(40), 0);
+            let findings = watch.look(limits(100_000), throttle, after(began, seconds));
+            assert_eq!(findings, [], "at {seconds} s");
+        }
+    }
+
+    #[test]
+    fn heat_is_told_once_while_it_lasts() {
+        let began = Instant::now();
+        let mut watch = Watch::new(limits(100_000));
+        let mut told = 0;
+        for look in 0..60u64 {
+            let seconds = look * 2;
+            let throttle = counters(0, 0, seconds.min(60));
+            told += watch
+                .look(limits(100_000), throttle, after(began, seconds))
+                .len();
+        }
+        assert_eq!(told, 1);
+    }
+
+    #[test]
+    fn cpu_time_goes_on_with_the_next_engine() {
+        let me = std::process::id();
+        let mut cpu = EngineCpu::default();
+        let first = cpu.look(Some(me)).unwrap();
+        assert_eq!(cpu.look(None), Some(first));
+        assert!(cpu.look(Some(me)).unwrap() >= 2.0 * first);
+    }
+}
