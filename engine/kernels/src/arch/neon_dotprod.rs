@@ -6,12 +6,7 @@ use std::arch::asm;
 use std::ops::Range;
 
 use super::finish;
-pub(super) use super::neon::{
-    add, attend_f16, attend_f32, bf16_matmul, bf16_row, f16_matmul, f16_row, f32_matmul, f32_row,
-    q4_0_matmul, q4_0_row, q6_k_matmul, q6_k_row, q8_0_matmul, q8_0_row, quantize, relu2_mul,
-    rms_norm, silu_mul, store_f16,
-};
-use super::neon::{load_bytes, load_integers, nibbles, prefetch, unpack};
+pub(super) use super::neon::*;
 use super::tiles::token_panel;
 use crate::screen::PLANE_BYTES;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};

@@ -5,13 +5,8 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::finish;
-use super::neon::unpack;
 use super::neon_dotprod;
-pub(super) use super::neon_dotprod::{
-    add, attend_f16, attend_f32, bf16_matmul, bf16_row, f16_matmul, f16_row, f32_matmul, f32_row,
-    plane_sums, q4_0_matmul, q4_0_row, q6_k_matmul, q6_k_row, q8_0_matmul, q8_0_row, quantize,
-    relu2_mul, rms_norm, silu_mul, store_f16,
-};
+pub(super) use super::neon_dotprod::*;
 use super::tiles::token_panel;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 use crate::{QuantRow, QuantRows};
