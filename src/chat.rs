@@ -9,6 +9,7 @@ pub(crate) mod server;
 mod session;
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -16,6 +17,7 @@ use anyhow::{Context, bail};
 use crate::cli::ChatArgs;
 use crate::interrupt::Interrupt;
 use crate::models::cache::write_whole;
+use crate::models::locate::{Found, locate, offer};
 use crate::settings::Environment;
 use client::{Answer, Client};
 use lines::{Line, Lines};
@@ -27,6 +29,12 @@ use session::{Input, Session};
 /// # Errors
 /// When there is no server to talk to; without a terminal, when an answer fails.
 pub(crate) fn run(args: ChatArgs, env: &Environment) -> anyhow::Result<ExitCode> {
+    if let Some(name) = &args.model
+        && !Path::new(name).exists()
+        && locate(name, env) == Found::NotHere
+    {
+        offer(name, env)?;
+    }
     let interrupt = Interrupt::watch()?;
     let own = match &args.url {
         Some(_) => None,

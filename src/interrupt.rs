@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM as something that can be asked about, for commands that have to tidy up before they end.
 //!
-//! The signals are blocked in every thread and taken by one thread that waits for them. Children start with a clean mask.
+//! The signals are blocked in every thread and taken by one thread that waits for them. Child processes inherit the mask:
+//! they call [`unblock`] first.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -10,6 +11,19 @@ use nix::sys::signal::{SigSet, Signal};
 
 /// Longest nap between two looks at the counter.
 const NAP: Duration = Duration::from_millis(20);
+
+/// Gives the signals back to the calling thread and those it starts from now on: for a command that goes on to do something
+/// else, and for a child process.
+pub(crate) fn unblock() {
+    let _ = watched().thread_unblock();
+}
+
+fn watched() -> SigSet {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals
+}
 
 /// How often somebody asked this process to stop.
 #[derive(Debug)]
@@ -26,9 +40,7 @@ impl Interrupt {
     /// When the system refuses the mask or the thread.
     pub(crate) fn watch() -> std::io::Result<&'static Interrupt> {
         static INTERRUPT: Interrupt = Interrupt::new();
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGINT);
-        signals.add(Signal::SIGTERM);
+        let signals = watched();
         signals.thread_block()?;
         let wait = move || {
             while let Ok(signal) = signals.wait() {
@@ -63,15 +75,6 @@ impl Interrupt {
     /// The same, and forgets it: the caller stops something smaller than the process.
     pub(crate) fn take(&self) -> bool {
         self.times.swap(0, Ordering::Relaxed) > 0
-    }
-
-    /// Gives the signals back to the calling thread and those it starts from now on, for a command that goes on to do
-    /// something else.
-    pub(crate) fn leave(&self) {
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGINT);
-        signals.add(Signal::SIGTERM);
-        let _ = signals.thread_unblock();
     }
 
     /// Sleeps, at most until somebody asks; whether the time passed in full.

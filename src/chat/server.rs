@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::client::Client;
 use crate::cli::ChatArgs;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{self, Interrupt};
 
 /// Lines of its log that are kept for the case that it fails.
 const LOG_LINES: usize = 12;
@@ -154,6 +154,7 @@ impl Drop for OwnServer {
 /// # Errors
 /// When the system refuses, or the chat is gone already.
 pub(crate) fn end_with_parent() -> anyhow::Result<()> {
+    interrupt::unblock();
     let parent = nix::unistd::getppid();
     nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).context("cannot ask to end with the chat")?;
     if nix::unistd::getppid() != parent {

@@ -144,7 +144,7 @@ pub(crate) fn is_gguf(path: &str) -> bool {
 }
 
 /// Files below a directory, as paths relative to `root`, sorted.
-fn files(directory: &Path, root: &Path) -> Vec<String> {
+pub(super) fn files(directory: &Path, root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -160,15 +160,25 @@ pub(crate) enum PullError {
         waited_s: u64,
     },
     /// Not in the cache, and the network may not be used.
-    #[error("{what} is not in the cache `{}`, and HF_HUB_OFFLINE is set", .cache.display())]
+    #[error("{what} is not in `{}`, and HF_HUB_OFFLINE is set", .place.display())]
     Offline {
         /// What was asked for.
         what: String,
-        /// The cache.
-        cache: PathBuf,
+        /// The cache or the directory.
+        place: PathBuf,
+    },
+    /// A file of the cache whose bytes changed.
+    #[error("`{}` is damaged: sha256 {found}, expected {expected} (its name in the cache)", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What it has.
+        found: String,
+        /// What it should have.
+        expected: String,
     },
     /// Ctrl-C.
-    #[error("stopped; {} of {file} are kept", size(*.kept_bytes))]
+    #[error("stopped{}", kept(*.kept_bytes, .file))]
     Stopped {
         /// The file.
         file: String,
@@ -219,6 +229,9 @@ impl PullError {
             PullError::File { .. } | PullError::Stopped { .. } => {
                 "run the same command again: it goes on where it stopped".to_owned()
             }
+            PullError::Damaged { .. } => {
+                "the same command without HF_HUB_OFFLINE downloads it again".to_owned()
+            }
             PullError::Hash { .. } => {
                 "what was downloaded is removed; try again, or another mirror (HF_ENDPOINT)".to_owned()
             }
@@ -232,6 +245,13 @@ impl PullError {
             | PullError::Held { .. }
             | PullError::Offline { .. } => return None,
         })
+    }
+}
+
+fn kept(bytes: u64, file: &str) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!("; {} of {file} are kept", size(bytes)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `bitnet-launch models`: the catalogue, with what fits into this machine's memory and what is here already.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
@@ -13,6 +14,13 @@ use crate::host::Host;
 use crate::plan;
 use crate::settings::Environment;
 
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
 /// One model on one machine.
 struct Row {
     model: &'static Model,
@@ -24,7 +32,7 @@ struct Row {
 /// Prints a table, or JSON.
 ///
 /// # Errors
-/// Never so far.
+/// When it can't be printed; a reader that has seen enough is none.
 pub(crate) fn run(args: &ModelsArgs, env: &Environment) -> anyhow::Result<ExitCode> {
     let budget = plan::budget(&Host::detect());
     let budget_bytes = budget.as_ref().map(|budget| budget.bytes);
@@ -39,11 +47,9 @@ pub(crate) fn run(args: &ModelsArgs, env: &Environment) -> anyhow::Result<ExitCo
             "cache": Cache::from_env(env).map(|cache| cache.root),
             "models": all,
         });
-        println!("{out:#}");
-        return Ok(ExitCode::SUCCESS);
+        return print(&format!("{out:#}"));
     }
-    println!("{}", table(&rows, budget_bytes));
-    Ok(ExitCode::SUCCESS)
+    print(&table(&rows, budget_bytes))
 }
 
 impl Row {

@@ -7,7 +7,7 @@ use super::cache::Cache;
 use super::pull::{self, Wish};
 use super::reference::Reference;
 use super::size;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{self, Interrupt};
 use crate::settings::Environment;
 
 /// What is known about a name.
@@ -51,7 +51,8 @@ pub(crate) fn locate(name: &str, env: &Environment) -> Found {
     }
 }
 
-fn has_safetensors(directory: &Path) -> bool {
+/// Whether a directory holds weights to be converted.
+pub(super) fn has_safetensors(directory: &Path) -> bool {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter(|entry| entry.path().is_file()).any(|entry| {
         entry
@@ -89,7 +90,7 @@ pub(crate) fn offer(name: &str, env: &Environment) -> anyhow::Result<bool> {
     }
     let interrupt = Interrupt::watch()?;
     let pulled = pull::fetch(Wish::new(reference), env, interrupt);
-    interrupt.leave();
+    interrupt::unblock();
     let pulled = pulled?;
     Ok(!pulled.to_convert)
 }

@@ -2,17 +2,19 @@
 //! puts them where they are found again.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::cache::{Cache, NoChoice, choose_gguf};
+use super::cache::{Cache, NoChoice, choose_gguf, files};
 use super::catalogue::{self, Model};
 use super::digest;
 use super::download::Download;
 use super::error::PullError;
 use super::hub::{Hub, HubFile, Listing, Options, Resolved, is_offline};
+use super::locate::has_safetensors;
 use super::part::{Lock, Part};
 use super::place::{Place, Target, free_bytes};
 use super::progress::{Progress, say};
@@ -76,7 +78,8 @@ pub(crate) fn run(args: PullArgs, env: &Environment) -> anyhow::Result<ExitCode>
     let interrupt = Interrupt::watch()?;
     let wish = args.wish()?;
     let pulled = fetch(wish, env, interrupt)?;
-    println!("{}", pulled.path.display());
+    // The file is here, whether or not somebody reads where.
+    let _ = writeln!(std::io::stdout().lock(), "{}", pulled.path.display());
     if !args.quiet {
         say(&pulled.next_step());
     }
@@ -263,34 +266,52 @@ fn pulled(wish: &Wish, path: PathBuf, to_convert: bool) -> Pulled {
 
 /// What the cache has.
 fn offline(wish: &Wish, place: &Place) -> Result<Pulled, PullError> {
-    let missing = |cache: &Cache| PullError::Offline {
-        what: wish.reference.to_string(),
-        cache: cache.root.clone(),
+    let reference = &wish.reference;
+    let here = match place {
+        Place::Directory(_) => None,
+        Place::Cache(cache) => match cache.find(reference).filter(|_| !wish.safetensors) {
+            Some(file) => Some((file, false)),
+            None => cache
+                .snapshot(&reference.repo, &reference.revision)
+                .filter(|snapshot| reference.file.is_none() && has_safetensors(snapshot))
+                .map(|snapshot| (snapshot, true)),
+        },
     };
-    let Place::Cache(cache) = place else {
-        return Err(PullError::Offline {
-            what: wish.reference.to_string(),
-            cache: place.root().to_owned(),
-        });
-    };
-    let path = cache.find(&wish.reference).ok_or_else(|| missing(cache))?;
-    let blob = fs::canonicalize(&path).map_err(|cause| PullError::file("read", &path, cause))?;
-    let named = blob.file_name().unwrap_or_default().to_string_lossy();
-    if wish.verify && digest::is_sha256(&named) {
-        let found = digest::of_file(&path, &mut |_| true)
-            .map_err(|cause| PullError::file("read", &path, cause))?
-            .unwrap_or_default();
-        if found != *named {
-            return Err(PullError::Hash {
-                file: path.display().to_string(),
-                found,
-                expected: named.into_owned(),
-                by: "its name in the cache",
-            });
-        }
+    let (path, to_convert) = here.ok_or_else(|| PullError::Offline {
+        what: reference.to_string(),
+        place: place.root().to_owned(),
+    })?;
+    if wish.verify {
+        let files = match to_convert {
+            false => vec![path.clone()],
+            true => files(&path, &path)
+                .iter()
+                .map(|file| path.join(file))
+                .collect(),
+        };
+        files.iter().try_for_each(|file| verify_by_name(file))?;
     }
     wish.say("HF_HUB_OFFLINE is set: taking what the cache has");
-    Ok(pulled(wish, path, false))
+    Ok(pulled(wish, path, to_convert))
+}
+
+/// Large files of the cache are named by their hash.
+fn verify_by_name(path: &Path) -> Result<(), PullError> {
+    let failed = |cause| PullError::file("read", path, cause);
+    let blob = fs::canonicalize(path).map_err(failed)?;
+    let named = blob.file_name().unwrap_or_default().to_string_lossy();
+    if !digest::is_sha256(&named) {
+        return Ok(());
+    }
+    let found = digest::of_file(path, &mut |_| true).map_err(failed)?;
+    match found {
+        Some(found) if found != *named => Err(PullError::Damaged {
+            path: path.to_owned(),
+            found,
+            expected: named.into_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The files that are meant, and whether they have to be converted.

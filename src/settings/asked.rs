@@ -224,7 +224,9 @@ impl Asked {
             },
             log_level: self.optional("log-level", values::log_level)?,
             log_format: self.or("log-format", LogFormat::Text, values::log_format)?,
-            log_file: self.or("log-file", None, |v| Ok(Some(PathBuf::from(v))))?,
+            log_file: self.or("log-file", None, |v| {
+                Ok(Some(PathBuf::from(v)).filter(|path| !path.as_os_str().is_empty()))
+            })?,
             warnings,
             notices,
         })
