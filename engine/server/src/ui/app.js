@@ -239,7 +239,7 @@ function askKey(why) {
   asking ??= new Promise((resolve) => {
     const dialog = byId("key");
     const field = dialog.querySelector("input");
-    byId("key-why").textContent = why ? `${why}. Try again; it is the one given with --api-key.` : "It is the one given with --api-key. It is kept until this tab is closed.";
+    byId("key-why").replaceChildren(why ? `${why}. Try again. ` : "", "It is the one given with ", h("code", {}, "--api-key"), ", kept until this tab is closed.");
     byId("key-why").classList.toggle("warn", Boolean(why));
     field.value = "";
     dialog.returnValue = "";

@@ -164,7 +164,7 @@ export class Panel {
     const row = (name, value, note) => h("div", { className: "row" }, h("span", {}, name), h("span", {}, value), note ? h("small", {}, note) : "");
     const rows = [];
     for (const [name, process] of [["engine", vitals.engine], ["server", vitals.server]]) {
-      if (process) rows.push(row(name, bytes(process.rss_bytes), `${bytes(process.file_bytes)} of it file pages`));
+      if (process) rows.push(row(name, bytes(process.rss_bytes), `${bytes(process.file_bytes)} file pages`));
     }
     const planned = report?.memory.reduce((sum, part) => sum + part.bytes, 0);
     if (planned) {
