@@ -47,6 +47,7 @@ export class Panel {
       this.take(await this.api.status());
     } catch (error) {
       this.samples = [];
+      this.life.replaceChildren(h("span", { className: "dot lost" }), h("strong", {}, "No connection"), this.status ? " · what is shown is from before" : "");
       if (error.kind === "key") this.hooks.denied();
       else this.hooks.lost();
     }
