@@ -75,6 +75,8 @@ pub(crate) enum Task {
     Tune(crate::tune::TuneArgs),
     /// Ask a running server whether it is well: exit code 0 or 1
     Health(HealthArgs),
+    /// Measure how surprised a model is by a text, as llama.cpp does
+    Perplexity(PerplexityArgs),
     /// Write a GGUF file with random ternary weights, for tests and measurements
     Synth(SynthArgs),
     /// Print shell completions
@@ -230,6 +232,32 @@ pub(crate) struct HealthArgs {
     /// Say nothing, only exit
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// Flags of `perplexity`.
+#[derive(Debug, Args)]
+pub(crate) struct PerplexityArgs {
+    /// GGUF file
+    #[arg(value_name = "FILE")]
+    pub model: PathBuf,
+    /// UTF-8 text, at least two chunks long; - reads standard input
+    #[arg(value_name = "TEXT")]
+    pub text: PathBuf,
+    /// Tokens per chunk; the second half of each is scored
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 512)]
+    pub ctx: usize,
+    /// Evaluate this many chunks only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunks: Option<u32>,
+    /// Threads [default: one per physical core]
+    #[arg(long, short = 't', value_name = "N")]
+    pub threads: Option<String>,
+    /// Kernel, such as i2_s or i2_s/avx2 [default: the best]
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
+    /// One JSON object instead of a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `synth`.

@@ -13,6 +13,7 @@ mod listen;
 mod llama_argv;
 mod logging;
 mod models;
+mod perplexity;
 mod plan;
 mod serve;
 mod settings;
@@ -116,6 +117,7 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Some(Task::Bench(args)) => bench::run(&args),
         Some(Task::Tune(args)) => tune::run(&args),
         Some(Task::Health(args)) => health::run(&args, &settings::environment()),
+        Some(Task::Perplexity(args)) => perplexity::run(args),
         Some(Task::Synth(args)) => synth::run(&args),
         Some(Task::Completions { shell }) => {
             let mut script = Vec::new();

@@ -143,6 +143,18 @@ impl Engine {
         config: &EngineConfig,
         demo: impl FnOnce() -> Option<SharedBytes>,
     ) -> Result<Self, LoadError> {
+        Engine::load_to_score(config, demo, config.slots)
+    }
+
+    /// The same, with room for `n_logits` logits in one pass, so that a text can be scored faster than it is generated.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load_to_score(
+        config: &EngineConfig,
+        demo: impl FnOnce() -> Option<SharedBytes>,
+        n_logits: usize,
+    ) -> Result<Self, LoadError> {
         check(config)?;
         let wanted = selftest::choose(config.kernel.parse()?).map_err(LoadError::SelfTest)?;
         let model = name_of(&config.model);
@@ -185,7 +197,7 @@ impl Engine {
         })?;
         let limits = Limits {
             batch: config.prefill_batch + config.slots,
-            logits: config.slots,
+            logits: n_logits.max(config.slots),
             context: config.slot_context,
             decode_batch: config.slots,
             decode_workers: config.decode_cpus.len(),

@@ -8,6 +8,7 @@ pub mod grammar;
 pub mod graph;
 pub mod kv;
 pub mod os;
+pub mod perplexity;
 pub mod pool;
 pub mod pooling;
 pub mod protocol;
