@@ -10,7 +10,6 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use bitnet_model::protocol::KvType;
 use serde_json::{Value, json};
 
 use crate::cli::DoctorArgs;
@@ -377,7 +376,7 @@ fn plan_rows(plan: &Plan) -> Vec<Row> {
         ),
         (
             "cache type",
-            because(&plan.kv_type, |kv| kv_name(*kv).to_owned()),
+            because(&plan.kv_type, |kv| kv.name().to_owned()),
         ),
         (
             "output head",
@@ -397,13 +396,6 @@ fn plan_rows(plan: &Plan) -> Vec<Row> {
 
 fn because<T>(choice: &Choice<T>, text: impl Fn(&T) -> String) -> String {
     format!("{} ({})", text(&choice.value), choice.because)
-}
-
-fn kv_name(kv_type: KvType) -> &'static str {
-    match kv_type {
-        KvType::F16 => "f16",
-        KvType::F32 => "f32",
-    }
 }
 
 fn host_json(host: &Host) -> Value {
@@ -483,7 +475,7 @@ fn plan_json(plan: &Plan) -> Value {
         "slots": choice(&plan.slots, json!(plan.slots.value)),
         "slot_context": choice(&plan.slot_context, json!(plan.slot_context.value)),
         "prefill_batch": choice(&plan.prefill_batch, json!(plan.prefill_batch.value)),
-        "kv_type": choice(&plan.kv_type, json!(kv_name(plan.kv_type.value))),
+        "kv_type": choice(&plan.kv_type, json!(plan.kv_type.value.name())),
         "head": choice(&plan.head, json!(head_name(plan.head.value))),
         "weights": choice(&plan.weights, json!(weights_name(plan.weights.value))),
         "mlock": choice(&plan.mlock, json!(plan.mlock.value)),

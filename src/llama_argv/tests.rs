@@ -91,7 +91,7 @@ fn rules_of_the_original() {
         "-fa on --log-colors -fa --port 9 --numa distribute --log-colors off -fa auto --temp 0",
     );
     assert_eq!((s.port.value, s.sampling.temperature.value), (9, 0.0));
-    let s = settings("-C 0x2c --cache-type-k q8_0 -ngl 99");
+    let s = settings("-C 0x2c --cache-type-k q5_0 -ngl 99");
     assert_eq!(
         s.cpu_affinity.value,
         crate::settings::Affinity::Cpus("2-3,5".parse().unwrap())
@@ -134,15 +134,18 @@ fn errors_name_the_flag() {
 
 #[test]
 fn cache_types_of_the_original_become_the_nearest() {
-    let s = settings("-ctk f32 --cache-type-v q8_0");
-    assert_eq!(s.kv_type.value, bitnet_model::protocol::KvType::F16);
+    let s = settings("-ctk f32 --cache-type-v q4_0");
+    assert_eq!(s.kv_type.value, bitnet_model::protocol::KvType::Q8_0);
     assert_eq!(
         s.warnings,
-        ["flag --cache-type-v q8_0 has no effect: the cache is kept as f16"]
+        ["flag --cache-type-v q4_0 has no effect: the cache is kept as q8_0"]
     );
+    let s = settings("-ctk q8_0 -ctv q8_0");
+    assert_eq!(s.kv_type.value, bitnet_model::protocol::KvType::Q8_0);
+    assert!(s.warnings.is_empty());
     let error = Settings::read(flags("-ctk i8"), &Environment::new(), Dialect::LlamaServer);
     let error = error.unwrap_err().to_string();
-    assert_eq!(error, "flag -ctk is `i8`, expected `f16` or `f32`");
+    assert_eq!(error, "flag -ctk is `i8`, expected `f16`, `q8_0` or `f32`");
 }
 
 #[test]

@@ -319,8 +319,10 @@ fn what_to_change(settings: &Settings) -> String {
     {
         changes.push("use `--head full`".to_owned());
     }
-    if settings.kv_type.value == KvType::F32 {
-        changes.push("use `--kv-type f16`".to_owned());
+    match settings.kv_type.value {
+        KvType::F32 => changes.push("use `--kv-type f16`".to_owned()),
+        KvType::F16 => changes.push("use `--kv-type q8_0`".to_owned()),
+        KvType::Q8_0 => {}
     }
     changes.push("free memory, raise the container's limit, or use a smaller model".to_owned());
     changes.join("; ")

@@ -290,9 +290,11 @@ impl Asked {
     fn warn_of_kv_type(&self, warnings: &mut Vec<String>) {
         if let Some(Setting { value, source }) = self.0.get("kv-type")
             && !values::kv_type_is_ours(value)
+            && let Ok(nearest) = values::kv_type(value)
         {
             warnings.push(format!(
-                "{source} {value} has no effect: the cache is kept as f16"
+                "{source} {value} has no effect: the cache is kept as {}",
+                nearest.name()
             ));
         }
     }

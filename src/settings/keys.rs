@@ -227,7 +227,8 @@ pub(crate) const KEYS: &[Key] = &[
         .default("by use case"),
     value(MEMORY, "ubatch-size", "N", "llama-server's physical batch; the smaller of both counts")
         .env(&["LLAMA_ARG_UBATCH"]),
-    value(MEMORY, "kv-type", "TYPE", "Type of the key/value cache: f16 or f32")
+    value(MEMORY, "kv-type", "TYPE", "Type of the key/value cache: f16, q8_0 (half as large, rounded) or f32")
+        .alias(&["cache-type-k", "cache-type-v"])
         .env(&["LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V"])
         .default("f16"),
     switch(MEMORY, "mlock", "Lock the weights in memory")

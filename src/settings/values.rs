@@ -341,20 +341,19 @@ pub(super) fn activation(text: &str) -> Read<Option<Activation>> {
     }
 }
 
-/// llama-server's other types become f16, the nearest there is; see [`kv_type_is_ours`].
+/// llama-server's other types become the nearest there is; see [`kv_type_is_ours`].
 pub(super) fn kv_type(text: &str) -> Read<KvType> {
     match text {
         "f32" => Ok(KvType::F32),
-        "f16" | "auto" | "bf16" | "q8_0" | "q5_1" | "q5_0" | "q4_1" | "q4_0" | "iq4_nl" => {
-            Ok(KvType::F16)
-        }
-        _ => Err("`f16` or `f32`".to_owned()),
+        "f16" | "auto" | "bf16" => Ok(KvType::F16),
+        "q8_0" | "q5_1" | "q5_0" | "q4_1" | "q4_0" | "iq4_nl" => Ok(KvType::Q8_0),
+        _ => Err("`f16`, `q8_0` or `f32`".to_owned()),
     }
 }
 
 /// Whether the cache is really kept as this type.
 pub(super) fn kv_type_is_ours(text: &str) -> bool {
-    matches!(text, "f16" | "f32" | "auto")
+    matches!(text, "f16" | "f32" | "q8_0" | "auto")
 }
 
 /// Names and llama-server's numbers: 0 and 1 errors, 2 warnings, 3 information, 4 and up debugging.

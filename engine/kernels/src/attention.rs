@@ -1,6 +1,32 @@
 //! What one attention call works on.
 
-/// The query heads that share one key/value head, for one token. `E` is the element of the cache: `u16` (f16 bits) or `f32`.
+/// 32 numbers of a q8_0 cache, as GGML's Q8_0: a scale in f16 (two bytes, little-endian), then 32 codes as int8.
+pub type Q8Block = [u8; 34];
+
+/// What a cache of keys and values is made of.
+pub trait CacheCell: Copy {
+    /// Cells that hold 32 numbers.
+    const PER_BLOCK: usize;
+    /// Cells of a head; the last block of a head is filled with zeros.
+    fn per_head(head_dim: usize) -> usize {
+        head_dim.div_ceil(32 / Self::PER_BLOCK)
+    }
+}
+
+impl CacheCell for u16 {
+    const PER_BLOCK: usize = 32;
+}
+
+impl CacheCell for f32 {
+    const PER_BLOCK: usize = 32;
+}
+
+impl CacheCell for Q8Block {
+    const PER_BLOCK: usize = 1;
+}
+
+/// The query heads that share one key/value head, for one token. `E` is the cell of the cache: `u16` (f16 bits), `f32`
+/// or [`Q8Block`]; a head takes `E::per_head(head_dim)` of them, which `head_cells` stands for below.
 ///
 /// Per query head: `score[p] = scale · <q, k[p]>`, `e = exp(score - max)`, `w = e · (1 / Σ e)`,
 /// `out = Σ w[p]·v[p]` in the order of positions. The result depends on `q`, `k`, `v`, `n_pos` and `scale`
@@ -9,9 +35,9 @@
 pub struct Attend<'a, E = u16> {
     /// `[n_q, head_dim]`; its length says how many query heads there are.
     pub q: &'a [f32],
-    /// `[n_pos, head_dim]`, contiguous positions; more may follow.
+    /// `[n_pos, head_cells]`, contiguous positions; more may follow.
     pub k: &'a [E],
-    /// `[n_pos, head_dim]`, contiguous positions; more may follow.
+    /// `[n_pos, head_cells]`, contiguous positions; more may follow.
     pub v: &'a [E],
     /// Numbers per head.
     pub head_dim: usize,
@@ -25,7 +51,7 @@ pub struct Attend<'a, E = u16> {
     pub out: &'a mut [f32],
 }
 
-impl<E> Attend<'_, E> {
+impl<E: CacheCell> Attend<'_, E> {
     /// Checks all lengths and cuts the slices to them.
     ///
     /// # Panics
@@ -43,12 +69,12 @@ impl<E> Attend<'_, E> {
         let n_q = self.q.len() / self.head_dim;
         let cache = self
             .n_pos
-            .checked_mul(self.head_dim)
+            .checked_mul(E::per_head(self.head_dim))
             .expect("the cache fits memory");
         let scores = n_q.checked_mul(self.n_pos).expect("the scores fit memory");
         assert!(
             self.k.len() >= cache && self.v.len() >= cache,
-            "k and v must hold [n_pos, head_dim]"
+            "k and v must hold [n_pos, head_cells]"
         );
         assert!(self.scores.len() >= scores, "scores must hold [n_q, n_pos]");
         self.k = &self.k[..cache];

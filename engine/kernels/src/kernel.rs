@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::arch::Runnable;
 use crate::lookup;
-use crate::{Attend, DenseMatrix, PackedMatrix, QuantRowMut, QuantRows};
+use crate::{Attend, DenseMatrix, PackedMatrix, Q8Block, QuantRowMut, QuantRows};
 
 /// How ternary weights lie in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -288,6 +288,24 @@ impl Kernel {
     /// When a length doesn't fit the shape.
     pub fn attend_f32(self, a: Attend<'_, f32>) {
         self.isa.attend_f32(a.checked());
+    }
+
+    /// Attention over a cache of q8_0.
+    ///
+    /// # Panics
+    /// When a length doesn't fit the shape.
+    pub fn attend_q8_0(self, a: Attend<'_, Q8Block>) {
+        self.isa.attend_q8_0(a.checked());
+    }
+
+    /// One head as q8_0: per 32 numbers `d = max |x| / 127` as f16 and `round(x / d)`, half to even. NaN and infinity make all
+    /// numbers of their block NaN.
+    ///
+    /// # Panics
+    /// When `out` has not one block for each 32 numbers, the last begun one included.
+    pub fn store_q8_0(self, x: &[f32], out: &mut [Q8Block]) {
+        assert_eq!(x.len().div_ceil(32), out.len(), "out must hold x");
+        self.isa.store_q8_0(x, out);
     }
 
     /// f32 to f16 bits, to nearest, ties to even.

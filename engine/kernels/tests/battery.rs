@@ -1,8 +1,8 @@
 //! Every kernel of this CPU against naive arithmetic (integers) and against the scalar kernel (floats), all by `assert_eq!`.
 
 use bitnet_kernels::{
-    Attend, DenseMatrix, DenseType, Isa, Kernel, MatrixError, PackedMatrix, Packing, QuantRows,
-    SharedBytes, f16_to_f32, f32_to_f16,
+    Attend, CacheCell, DenseMatrix, DenseType, Isa, Kernel, MatrixError, PackedMatrix, Packing,
+    Q8Block, QuantRows, SharedBytes, f16_to_f32, f32_to_f16,
 };
 
 const ROWS: [usize; 6] = [1, 2, 3, 5, 16, 33];
@@ -645,7 +645,7 @@ struct Cache<E> {
     v: Vec<E>,
 }
 
-fn attended<E>(
+fn attended<E: CacheCell>(
     kernel: Kernel,
     shape: Shape,
     cache: &Cache<E>,
@@ -750,6 +750,34 @@ fn attention_has_one_value() {
                 attended(kernel, shape, &cache, Kernel::attend_f32)
             });
             assert_eq!(bits(&f16), bits(&f32), "{shape:?}");
+            let blocks = |x: &[f32]| -> Vec<Q8Block> {
+                let mut blocks = vec![[0; 34]; n_pos * head_dim.div_ceil(32)];
+                let rows = x.chunks_exact(head_dim);
+                let outs = blocks.chunks_exact_mut(head_dim.div_ceil(32));
+                rows.zip(outs)
+                    .for_each(|(x, out)| Kernel::best().store_q8_0(x, out));
+                blocks
+            };
+            let numbers = |x: &[Q8Block]| -> Vec<f32> {
+                let rows = x.chunks_exact(head_dim.div_ceil(32));
+                let rows = rows.map(|row| row.iter().flat_map(q8_0_numbers).take(head_dim));
+                rows.flatten().collect()
+            };
+            let q8_0_cache = Cache {
+                q: cache.q.clone(),
+                k: blocks(&cache.k),
+                v: blocks(&cache.v),
+            };
+            let same_numbers = Cache {
+                q: cache.q.clone(),
+                k: numbers(&q8_0_cache.k),
+                v: numbers(&q8_0_cache.v),
+            };
+            let q8_0 = same_bits("attend_q8_0", |kernel| {
+                attended(kernel, shape, &q8_0_cache, Kernel::attend_q8_0)
+            });
+            let expected = attended(Kernel::best(), shape, &same_numbers, Kernel::attend_f32);
+            assert_eq!(bits(&q8_0), bits(&expected), "q8_0, {shape:?}");
             for (found, expected) in f32.iter().zip(attended_f64(shape, &cache)) {
                 assert!(
                     (f64::from(*found) - expected).abs() < 2e-5,
@@ -758,6 +786,58 @@ fn attention_has_one_value() {
             }
         }
     }
+}
+
+fn q8_0_numbers(block: &Q8Block) -> [f32; 32] {
+    let d = f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
+    std::array::from_fn(|i| d * f32::from(block[2 + i] as i8))
+}
+
+#[test]
+fn q8_0_is_within_half_a_step_everywhere() {
+    let mut random = Random(0x5eed_0010);
+    for (n, size) in [
+        (128, 1.0),
+        (96, 1e-3),
+        (100, 6e4),
+        (7, 1e-7),
+        (32, 0.0),
+        (64, 3e6),
+    ] {
+        let x: Vec<f32> = random.floats(n).iter().map(|x| x * size).collect();
+        let mut all = Kernel::available().into_iter().map(|kernel| {
+            let mut blocks = vec![[7; 34]; n.div_ceil(32)];
+            kernel.store_q8_0(&x, &mut blocks);
+            blocks
+        });
+        let blocks = all.next().unwrap();
+        assert!(all.all(|other| other == blocks), "{n} of {size}");
+        let mut found = blocks.iter().flat_map(q8_0_numbers);
+        for x in x.chunks(32) {
+            let largest = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            // Half a step; the scale is rounded to f16, of which the smallest is 2^-24.
+            let allowed = largest / 127.0 * 0.501 + largest / 2000.0 + 127.0 / 33_554_432.0;
+            for (x, y) in x.iter().zip(&mut found) {
+                assert!((x - y).abs() <= allowed, "{y} for {x}");
+            }
+        }
+        assert!(found.all(|zero| zero == 0.0), "the rest of a block is zero");
+    }
+    for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
+        for kernel in Kernel::available() {
+            let mut blocks = [[0; 34]; 2];
+            let mut x = [1.0; 64];
+            x[40] = bad;
+            kernel.store_q8_0(&x, &mut blocks);
+            assert_eq!(q8_0_numbers(&blocks[0]), [1.0; 32].map(|x: f32| q8_one(x)));
+            assert!(q8_0_numbers(&blocks[1]).iter().all(|x| x.is_nan()));
+        }
+    }
+}
+
+/// What becomes of 1.0 when it is the largest.
+fn q8_one(x: f32) -> f32 {
+    f16_to_f32(f32_to_f16(x / 127.0)) * 127.0
 }
 
 /// A head with its neighbours or alone: the same.

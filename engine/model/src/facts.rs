@@ -447,11 +447,8 @@ impl ModelFacts {
 
     /// Keys and values of one position in all layers.
     pub fn kv_bytes_per_token(&self, kv_type: KvType) -> u64 {
-        let value_bytes = match kv_type {
-            KvType::F16 => 2,
-            KvType::F32 => 4,
-        };
-        2 * (self.n_layer * self.n_head_kv * self.head_dim) as u64 * value_bytes
+        let head = kv_type.head_bytes(self.head_dim);
+        2 * (self.n_layer * self.n_head_kv * head) as u64
     }
 
     /// All ternary matrices in `packing`.
@@ -1203,6 +1200,7 @@ mod tests {
         );
         assert_eq!(facts.kv_bytes_per_token(KvType::F16), 2 * 64 * 2);
         assert_eq!(facts.kv_bytes_per_token(KvType::F32), 2 * 64 * 4);
+        assert_eq!(facts.kv_bytes_per_token(KvType::Q8_0), 2 * 2 * 34);
         let linears = 128 * 128 * 2 + 64 * 128 * 2 + 256 * 128 * 3;
         assert_eq!(facts.weight_bytes, linears / 4);
         assert_eq!(facts.ternary_bytes(Packing::I2S), linears / 4);

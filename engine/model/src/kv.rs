@@ -1,9 +1,11 @@
 //! The key/value cache: for each slot, the keys and values of the tokens it has evaluated, and which tokens those are.
 //!
 //! Layout of one slot: keys, then values, each `[n_layer, n_head_kv, context, head_dim]`, so that attention of one head reads
-//! one contiguous run. Memory is reserved at start and becomes resident page by page as positions are written.
+//! one contiguous run. In q8_0 the values of a head are blocks of 32, the last one filled with zeros. Memory is reserved at start and becomes resident page by page as positions are written.
 
 use std::ops::Range;
+
+use bitnet_kernels::{CacheCell, Q8Block};
 
 use crate::os::{Number, zeroed};
 use crate::protocol::KvType;
@@ -46,8 +48,18 @@ struct Slot {
 }
 
 enum Cells {
-    F16 { keys: Vec<u16>, values: Vec<u16> },
-    F32 { keys: Vec<f32>, values: Vec<f32> },
+    F16 {
+        keys: Vec<u16>,
+        values: Vec<u16>,
+    },
+    F32 {
+        keys: Vec<f32>,
+        values: Vec<f32>,
+    },
+    Q8_0 {
+        keys: Vec<Q8Block>,
+        values: Vec<Q8Block>,
+    },
 }
 
 /// Keys and values of one head, each `[n_pos, head_dim]`.
@@ -66,6 +78,13 @@ pub enum HeadCells<'a> {
         keys: &'a [f32],
         /// Values.
         values: &'a [f32],
+    },
+    /// Blocks of 32.
+    Q8_0 {
+        /// Keys.
+        keys: &'a [Q8Block],
+        /// Values.
+        values: &'a [Q8Block],
     },
 }
 
@@ -95,37 +114,45 @@ pub enum HeadCellsMut<'a> {
         /// Values.
         values: &'a mut [f32],
     },
+    /// Blocks of 32.
+    Q8_0 {
+        /// Keys.
+        keys: &'a mut [Q8Block],
+        /// Values.
+        values: &'a mut [Q8Block],
+    },
 }
 
 impl KvShape {
-    /// Values (of keys alone) of one head.
+    /// Cells of one head at one position: values, or blocks of values.
+    pub fn cells(&self) -> usize {
+        match self.kv_type {
+            KvType::F16 => u16::per_head(self.head_dim),
+            KvType::F32 => f32::per_head(self.head_dim),
+            KvType::Q8_0 => Q8Block::per_head(self.head_dim),
+        }
+    }
+
+    /// Cells (of keys alone) of one head.
     fn head_len(&self) -> usize {
-        self.context * self.head_dim
+        self.context.saturating_mul(self.cells())
     }
 
     /// Bytes of the keys and values of one head and `n_pos` positions.
     pub fn head_bytes(&self, n_pos: usize) -> usize {
-        let element = match self.kv_type {
-            KvType::F16 => 2,
-            KvType::F32 => 4,
-        };
-        2 * n_pos * self.head_dim * element
+        2 * n_pos * self.kv_type.head_bytes(self.head_dim)
     }
 
     /// Bytes of the whole cache.
     pub fn bytes(&self) -> u128 {
-        let element = match self.kv_type {
-            KvType::F16 => 2,
-            KvType::F32 => 4,
-        };
         let sizes = [
             self.n_slots,
             self.context,
             self.n_layer,
             self.n_head_kv,
-            self.head_dim,
+            self.kv_type.head_bytes(self.head_dim),
         ];
-        2 * element * sizes.iter().map(|&size| size as u128).product::<u128>()
+        2 * sizes.iter().map(|&size| size as u128).product::<u128>()
     }
 }
 
@@ -192,13 +219,17 @@ impl KvCache {
     /// The first `n_pos` positions of a head.
     pub fn head(&self, layer: usize, slot: usize, head: usize, n_pos: usize) -> HeadCells<'_> {
         let start = (layer * self.shape.n_head_kv + head) * self.shape.head_len();
-        let range = start..start + n_pos * self.shape.head_dim;
+        let range = start..start + n_pos * self.shape.cells();
         match &self.slots[slot].cells {
             Cells::F16 { keys, values } => HeadCells::F16 {
                 keys: &keys[range.clone()],
                 values: &values[range],
             },
             Cells::F32 { keys, values } => HeadCells::F32 {
+                keys: &keys[range.clone()],
+                values: &values[range],
+            },
+            Cells::Q8_0 { keys, values } => HeadCells::Q8_0 {
                 keys: &keys[range.clone()],
                 values: &values[range],
             },
@@ -218,7 +249,7 @@ impl KvCache {
         bytes: &[u8],
     ) {
         assert_eq!(bytes.len(), self.shape.head_bytes(n_pos), "bytes of a head");
-        let (head_len, n) = (self.shape.head_len(), n_pos * self.shape.head_dim);
+        let (head_len, n) = (self.shape.head_len(), n_pos * self.shape.cells());
         let start = (layer * self.shape.n_head_kv + head) * head_len;
         let cells = &mut self.slots[slot].cells;
         let mut heads = cells.heads_mut(start..start + head_len, head_len);
@@ -252,6 +283,10 @@ impl HeadCells<'_> {
                 let words = keys.iter().chain(*values);
                 bytes.extend(words.flat_map(|word| word.to_le_bytes()));
             }
+            HeadCells::Q8_0 { keys, values } => {
+                bytes.extend(keys.as_flattened());
+                bytes.extend(values.as_flattened());
+            }
         }
     }
 }
@@ -274,6 +309,11 @@ impl HeadCellsMut<'_> {
                     .zip(words)
                     .for_each(|(cell, word)| *cell = f32::from_le_bytes(*word));
             }
+            HeadCellsMut::Q8_0 { keys, values } => {
+                let cells = keys[..n].iter_mut().chain(&mut values[..n]);
+                let blocks = bytes.as_chunks::<34>().0.iter();
+                cells.zip(blocks).for_each(|(cell, block)| *cell = *block);
+            }
         }
     }
 }
@@ -289,6 +329,10 @@ impl Cells {
                 keys: zeroed(len)?,
                 values: zeroed(len)?,
             },
+            KvType::Q8_0 => Cells::Q8_0 {
+                keys: zeroed(len)?,
+                values: zeroed(len)?,
+            },
         })
     }
 
@@ -297,14 +341,19 @@ impl Cells {
         range: Range<usize>,
         head_len: usize,
     ) -> impl Iterator<Item = HeadCellsMut<'_>> + Send {
-        let (half, single) = match self {
-            Cells::F16 { keys, values } => (Some(pairs(keys, values, range, head_len)), None),
-            Cells::F32 { keys, values } => (None, Some(pairs(keys, values, range, head_len))),
-        };
+        let (mut half, mut single, mut blocks) = (None, None, None);
+        match self {
+            Cells::F16 { keys, values } => half = Some(pairs(keys, values, range, head_len)),
+            Cells::F32 { keys, values } => single = Some(pairs(keys, values, range, head_len)),
+            Cells::Q8_0 { keys, values } => blocks = Some(pairs(keys, values, range, head_len)),
+        }
         let half = half.into_iter().flatten();
         let half = half.map(|(keys, values)| HeadCellsMut::F16 { keys, values });
         let single = single.into_iter().flatten();
-        half.chain(single.map(|(keys, values)| HeadCellsMut::F32 { keys, values }))
+        let single = single.map(|(keys, values)| HeadCellsMut::F32 { keys, values });
+        let blocks = blocks.into_iter().flatten();
+        let blocks = blocks.map(|(keys, values)| HeadCellsMut::Q8_0 { keys, values });
+        half.chain(single).chain(blocks)
     }
 }
 
@@ -335,7 +384,7 @@ mod tests {
 
     #[test]
     fn every_head_has_its_own_place() {
-        for kv_type in [KvType::F16, KvType::F32] {
+        for kv_type in [KvType::F16, KvType::F32, KvType::Q8_0] {
             let mut cache = KvCache::new(shape(kv_type)).unwrap();
             for layer in 0..3 {
                 let mut seen = Vec::new();
@@ -351,6 +400,11 @@ mod tests {
                             keys.fill(f32::from(mark));
                             values.fill(f32::from(mark + 1000));
                         }
+                        HeadCellsMut::Q8_0 { keys, values } => {
+                            assert_eq!((keys.len(), values.len()), (5, 5));
+                            keys.fill([mark as u8; 34]);
+                            values.fill([mark as u8 + 1; 34]);
+                        }
                     }
                 }
                 assert_eq!(seen, [(0, 0), (0, 1), (1, 0), (1, 1)]);
@@ -364,6 +418,10 @@ mod tests {
                     HeadCells::F32 { keys, values } => {
                         assert_eq!(keys, [f32::from(mark); 12]);
                         assert_eq!(values, [f32::from(mark + 1000); 12]);
+                    }
+                    HeadCells::Q8_0 { keys, values } => {
+                        assert_eq!(keys, [[mark as u8; 34]; 3]);
+                        assert_eq!(values, [[mark as u8 + 1; 34]; 3]);
                     }
                 }
             }

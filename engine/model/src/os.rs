@@ -112,11 +112,13 @@ pub trait Number: sealed::Sealed + Copy + Send + Sync + 'static {}
 impl Number for u8 {}
 impl Number for u16 {}
 impl Number for f32 {}
+impl Number for [u8; 34] {}
 mod sealed {
     pub trait Sealed {}
     impl Sealed for u8 {}
     impl Sealed for u16 {}
     impl Sealed for f32 {}
+    impl Sealed for [u8; 34] {}
 }
 
 /// `len` zeros whose pages the system hands out at the first write; `None` when it refuses that much address space.

@@ -29,11 +29,35 @@ pub enum ModelSource {
 /// Storage type of the key/value cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(non_camel_case_types)]
 pub enum KvType {
     /// 2 bytes per value.
     F16,
     /// 4 bytes per value.
     F32,
+    /// 34 bytes per 32 values: int8 with a scale.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+}
+
+impl KvType {
+    /// Bytes of `head_dim` values.
+    pub fn head_bytes(self, head_dim: usize) -> usize {
+        match self {
+            KvType::F16 => head_dim * 2,
+            KvType::F32 => head_dim * 4,
+            KvType::Q8_0 => head_dim.div_ceil(32) * 34,
+        }
+    }
+
+    /// Its name in settings and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvType::F16 => "f16",
+            KvType::F32 => "f32",
+            KvType::Q8_0 => "q8_0",
+        }
+    }
 }
 
 /// How the output head finds the best tokens. Tokens and logits are the same; see `screening`.

@@ -284,6 +284,7 @@ fn type_number(kv_type: KvType) -> u32 {
     match kv_type {
         KvType::F16 => 0,
         KvType::F32 => 1,
+        KvType::Q8_0 => 2,
     }
 }
 
@@ -313,8 +314,8 @@ fn check_header(
         format!("`{name}` was saved with another model")
     } else if word(12) != type_number(shape.kv_type) {
         format!(
-            "`{name}` was saved with another type of KV cache, this one is {:?}",
-            shape.kv_type
+            "`{name}` was saved with another type of KV cache, this one is {}",
+            shape.kv_type.name()
         )
     } else if *found != header(shape, model, n_tokens) {
         format!("`{name}` is damaged: its sizes are not those of its model")

@@ -50,7 +50,7 @@ fn same_tokens_whatever_the_kernel_threads_and_chunks() {
     let directory = directory();
     for preset in PRESETS {
         let mut config = config(&model(directory.path(), preset));
-        for kv_type in [KvType::F16, KvType::F32] {
+        for kv_type in [KvType::F16, KvType::F32, KvType::Q8_0] {
             config.kv_type = kv_type;
             config.kernel = "i2_s/scalar".to_owned();
             config.decode_cpus = vec![0];

@@ -31,7 +31,11 @@ fn saved(run: &mut Run, path: &Path) -> Vec<u32> {
 fn a_restored_slot_goes_on_with_the_same_tokens() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("slot");
-    for (kv_type, preset) in [(KvType::F16, "tiny"), (KvType::F32, "tiny-llama")] {
+    for (kv_type, preset) in [
+        (KvType::F16, "tiny"),
+        (KvType::F32, "tiny-llama"),
+        (KvType::Q8_0, "tiny-silu"),
+    ] {
         let mut config = config(&model(directory.path(), preset));
         config.kv_type = kv_type;
         let tokens = saved(&mut Run::new(&config), &path);

@@ -41,7 +41,7 @@ pub(super) mod exp {
 macro_rules! float_kernels {
     ($(#[$isa:meta])*) => {
         use super::lanes::{self, padded};
-        use crate::{Attend, QuantRowMut};
+        use crate::{Attend, CacheCell, Q8Block, QuantRowMut};
 
         /// The first 32 numbers of `x`, or all there are and zeros.
         #[inline]
@@ -60,6 +60,19 @@ macro_rules! float_kernels {
                 Some(block) => load_f16(block),
                 None => load_f16(&padded(x)),
             }
+        }
+
+        #[inline]
+        $(#[$isa])*
+        fn load_q8_0([unit]: &[Q8Block; 1]) -> Block {
+            let [block] = q8_0_unit(unit);
+            block
+        }
+
+        #[inline]
+        $(#[$isa])*
+        fn load_q8_0_part(x: &[Q8Block]) -> Block {
+            load_q8_0(&[x[0]])
         }
 
         /// Into the first 32 numbers of `out`, or as many as there are.
@@ -182,6 +195,29 @@ macro_rules! float_kernels {
             }
         }
 
+        /// `round(x / d)` with `d = max |x| / 127` as f16; NaN and infinity give the scale NaN.
+        $(#[$isa])*
+        pub(super) fn store_q8_0(x: &[f32], out: &mut [Q8Block]) {
+            for (x, out) in x.chunks(32).zip(out) {
+                let largest = x.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
+                let scale = crate::f32_to_f16(f32::from_bits(largest) / 127.0);
+                let d = crate::f16_to_f32(scale);
+                *out = [0; 34];
+                if !d.is_finite() {
+                    let nan = crate::f32_to_f16(f32::NAN).to_le_bytes();
+                    out[..2].copy_from_slice(&nan);
+                    continue;
+                }
+                out[..2].copy_from_slice(&scale.to_le_bytes());
+                let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+                for (code, x) in out[2..].iter_mut().zip(x) {
+                    // A scale of few bits can be too small for the largest number.
+                    let steps = (x * inverse).clamp(-127.0, 127.0);
+                    *code = (steps + lanes::ROUND).to_bits() as u8;
+                }
+            }
+        }
+
         /// Scores become exp(score - max) · (1 / the sum of all exp(score - max)).
         $(#[$isa])*
         fn softmax(scores: &mut [f32]) {
@@ -213,6 +249,7 @@ macro_rules! float_kernels {
 
         attend_kernel!(attend_f16, u16, load_f16, load_f16_part, $(#[$isa])*);
         attend_kernel!(attend_f32, f32, load, load_part, $(#[$isa])*);
+        attend_kernel!(attend_q8_0, Q8Block, load_q8_0, load_q8_0_part, $(#[$isa])*);
 
         dense_kernel!(f32_matmul, f32_row, f32_unit, 32, 128, $(#[$isa])*);
         dense_kernel!(f16_matmul, f16_row, f16_unit, 32, 64, $(#[$isa])*);
@@ -223,14 +260,17 @@ macro_rules! float_kernels {
     };
 }
 
-/// Attention over a cache of `$element`, loaded by `$load`, or `$load_part` at the end of a head that isn't a multiple of 32.
+/// Attention over a cache of `$element`, 32 numbers loaded by `$load`, or by `$load_part` at the end of a head that isn't a
+/// multiple of 32.
 macro_rules! attend_kernel {
     ($attend:ident, $element:ty, $load:ident, $load_part:ident, $(#[$isa:meta])*) => {
         $(#[$isa])*
         pub(super) fn $attend(a: Attend<'_, $element>) {
             /// Positions whose values stay in the first-level cache while all heads use them.
             const POSITIONS: usize = 32;
-            type Lanes = [$element; 32];
+            /// Cells of 32 numbers.
+            const PER_BLOCK: usize = <$element as CacheCell>::PER_BLOCK;
+            type Lanes = [$element; PER_BLOCK];
 
             /// `scores[h][p]` of `N` heads of `B` blocks; each key is loaded once for them.
             #[inline]
@@ -300,8 +340,9 @@ macro_rules! attend_kernel {
                 }
                 out.fill(0.0);
                 let (group_out, rest_out) = out.split_at_mut(grouped * head_dim);
-                for (i, v) in v.chunks(POSITIONS * head_dim).enumerate() {
-                    let weights = |h: usize| &scores[h * n_pos + i * POSITIONS..][..v.len() / head_dim];
+                for (i, v) in v.chunks(POSITIONS * B * PER_BLOCK).enumerate() {
+                    let n = v.len() / (B * PER_BLOCK);
+                    let weights = |h: usize| &scores[h * n_pos + i * POSITIONS..][..n];
                     for (g, out) in group_out.chunks_exact_mut(GROUP * head_dim).enumerate() {
                         weigh::<GROUP, B>(std::array::from_fn(|h| weights(g * GROUP + h)), v, out);
                     }
@@ -314,19 +355,20 @@ macro_rules! attend_kernel {
             /// The same for heads of any dimension, one by one.
             $(#[$isa])*
             fn any_heads(a: Attend<'_, $element>) {
+                let cells = <$element as CacheCell>::per_head(a.head_dim);
                 let heads = a.q.chunks_exact(a.head_dim).zip(a.out.chunks_exact_mut(a.head_dim));
                 for ((q, out), weights) in heads.zip(a.scores.chunks_exact_mut(a.n_pos)) {
-                    for (k, score) in a.k.chunks_exact(a.head_dim).zip(&mut *weights) {
+                    for (k, score) in a.k.chunks_exact(cells).zip(&mut *weights) {
                         let mut dot = splat(0.0);
-                        for (q, k) in q.chunks(32).zip(k.chunks(32)) {
+                        for (q, k) in q.chunks(32).zip(k.chunks(PER_BLOCK)) {
                             dot = fma(load_part(q), $load_part(k), dot);
                         }
                         *score = sum(dot) * a.scale;
                     }
                     softmax(weights);
                     out.fill(0.0);
-                    for (weight, v) in weights.iter().zip(a.v.chunks_exact(a.head_dim)) {
-                        for (out, v) in out.chunks_mut(32).zip(v.chunks(32)) {
+                    for (weight, v) in weights.iter().zip(a.v.chunks_exact(cells)) {
+                        for (out, v) in out.chunks_mut(32).zip(v.chunks(PER_BLOCK)) {
                             store_part(fma(splat(*weight), $load_part(v), load_part(out)), out);
                         }
                     }

@@ -31,7 +31,7 @@ mod neon_lookup;
 mod scalar;
 
 use crate::lookup::GroupedRows;
-use crate::{Attend, DenseType, Isa, QuantRowMut, QuantRows};
+use crate::{Attend, DenseType, Isa, Q8Block, QuantRowMut, QuantRows};
 
 /// An instruction set that this CPU was seen to have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -224,6 +224,14 @@ impl Runnable {
 
     pub(crate) fn attend_f32(self, a: Attend<'_, f32>) {
         enter!(self, attend_f32(a));
+    }
+
+    pub(crate) fn attend_q8_0(self, a: Attend<'_, Q8Block>) {
+        enter!(self, attend_q8_0(a));
+    }
+
+    pub(crate) fn store_q8_0(self, x: &[f32], out: &mut [Q8Block]) {
+        enter!(self, store_q8_0(x, out));
     }
 
     pub(crate) fn store_f16(self, x: &[f32], out: &mut [u16]) {

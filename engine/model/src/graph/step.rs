@@ -331,6 +331,12 @@ impl Step<'_> {
                             keys[cells.clone()].copy_from_slice(key);
                             values[cells].copy_from_slice(value);
                         }
+                        HeadCellsMut::Q8_0 { keys, values } => {
+                            let n = head_dim.div_ceil(32);
+                            let cells = place.position * n..(place.position + 1) * n;
+                            kernel.store_q8_0(key, &mut keys[cells.clone()]);
+                            kernel.store_q8_0(value, &mut values[cells]);
+                        }
                     }
                 }
             });
@@ -374,6 +380,18 @@ impl Step<'_> {
                 match kv.head(number, place.slot, head, n_pos) {
                     HeadCells::F16 { keys: k, values: v } => {
                         kernel.attend_f16(Attend {
+                            q,
+                            k,
+                            v,
+                            head_dim,
+                            n_pos,
+                            scale,
+                            scores,
+                            out,
+                        });
+                    }
+                    HeadCells::Q8_0 { keys: k, values: v } => {
+                        kernel.attend_q8_0(Attend {
                             q,
                             k,
                             v,
