@@ -30,8 +30,8 @@ row() {
     $engine run --rm ${RUN_ARGS:-} "$@" \
         -v "$binary:/usr/local/bin/bitnet-launch:ro" -v "$model:/model.gguf:ro" "$image" \
         bitnet-launch bench -m /model.gguf --threads auto,N $bench --csv --quiet >"$work/csv"
-    awk -F, -v title="$title" -v visible="$(nproc)" '
-        $4 ~ /^decode at/ {
+    awk -F, -v title="$title" '
+        $4 ~ /^decode at/ && $5 == "tok/s" {
             n++
             threads[n] = $2
             speed[n] = sprintf("%.1f (%.1f-%.1f)", $6, $7, $8)

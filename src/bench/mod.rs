@@ -119,6 +119,7 @@ struct Programme {
 /// # Errors
 /// When the settings can't be read, the model can't be served or an engine fails.
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    let load_average = load_average();
     let host = Host::detect();
     let base = grid::settings(args, None, None)?;
     let model = crate::startup::prepare_on(host.clone(), &base)?;
@@ -136,7 +137,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         energy: bench.energy_in_words(),
         bandwidth: bench.bandwidth_series,
         cells: measured,
-        load_average: load_average(),
+        load_average,
     };
     report.check_notes();
     write_results(args, &report)?;
@@ -174,7 +175,7 @@ fn write_file(path: &std::path::Path, bytes: &[u8]) -> anyhow::Result<()> {
 }
 
 /// Of the last minute: others at work make every figure doubtful.
-fn load_average() -> Option<f64> {
+pub(crate) fn load_average() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;
     text.split(' ').next()?.parse().ok()
 }

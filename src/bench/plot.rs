@@ -95,6 +95,7 @@ fn panel(
         .disable_x_mesh()
         .disable_x_axis()
         .light_line_style(TRANSPARENT)
+        .y_label_formatter(&|speed| format!("{speed:.0}"))
         .label_style(("sans-serif", 12))
         .draw()?;
     for (index, cell) in report.cells.iter().enumerate() {

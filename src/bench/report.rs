@@ -78,6 +78,7 @@ pub(super) struct Report {
     /// GB/s by number of threads.
     pub(super) bandwidth: Vec<(usize, Series)>,
     pub(super) cells: Vec<Cell>,
+    /// Before it began.
     pub(super) load_average: Option<f64>,
 }
 
@@ -120,7 +121,7 @@ impl Report {
         if let Some(load) = self.load_average.filter(|load| *load > BUSY_LOAD) {
             let _ = writeln!(
                 out,
-                "load average at the end: {load}, this measurement included"
+                "others were at work: load average {load} before it began"
             );
         }
         for cell in &self.cells {

@@ -31,6 +31,9 @@ const BOTH: (usize, usize) = (128, 24);
 /// Prompt and answer where only prompts matter.
 const PREFILL: (usize, usize) = (512, 2);
 
+/// A machine busier than this share of its CPUs with other things gives doubtful figures.
+const BUSY_SHARE: f64 = 0.5;
+
 /// Flags of `tune`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TuneArgs {
@@ -76,11 +79,19 @@ pub(crate) fn run(args: &TuneArgs) -> anyhow::Result<ExitCode> {
     let gguf = crate::startup::open(&settings.model.value)?;
     let facts = ModelFacts::read(&gguf, &settings.overrides)?;
     let host = Host::detect();
+    let cpus = host.allowed_cpus().map_or(1, |cpus| cpus.len());
+    let busy = crate::bench::load_average().filter(|load| *load > BUSY_SHARE * cpus as f64);
     let bar = progress_bar(0, args.quiet);
     let found = tune(&host, &facts, &settings, args.budget, bar.clone())?;
     bar.finish_and_clear();
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", found.table())?;
+    if let Some(load) = busy {
+        writeln!(
+            out,
+            "others were at work (load average {load} before it began): tune again when they rest"
+        )?;
+    }
     match found.store(&environment) {
         Ok(path) => writeln!(out, "kept in {path}")?,
         Err(error) => {
@@ -152,8 +163,12 @@ impl Found {
     /// Writes the profile; its path in words.
     ///
     /// # Errors
-    /// When there is no place for it or it can't be written.
+    /// When nothing was compared, there is no place for it, or it can't be written.
     pub(crate) fn store(&self, environment: &Environment) -> anyhow::Result<String> {
+        anyhow::ensure!(
+            self.profile.measured.len() > 1 || !self.is_cut_short,
+            "the time was up before anything was compared; give more with `--budget`"
+        );
         let directory = profile::directory(environment)
             .context("neither XDG_STATE_HOME nor HOME says where profiles may lie")?;
         let path = profile::store(&directory, &self.profile)
