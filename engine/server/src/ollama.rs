@@ -89,11 +89,15 @@ fn loads(
 ) -> Result<Option<Response>, ApiError> {
     let model = app.ready()?;
     let body = body.object()?;
+    let fields = match form {
+        OllamaForm::Chat => requests::OLLAMA_CHAT,
+        OllamaForm::Text => requests::OLLAMA_GENERATE,
+    };
+    schema::check(&body, fields)?;
     Ok(nothing(&body).then(|| reply::ok(&OllamaWriter::loaded(&model, form))))
 }
 
 fn read_chat(body: &Map<String, Value>, app: &App, model: &Arc<Model>) -> Result<Asked, ApiError> {
-    schema::check(body, requests::OLLAMA_CHAT)?;
     let mut chat = common(body)?;
     let mut messages = Fields(body).array("messages")?.cloned().unwrap_or_default();
     for (i, message) in messages.iter_mut().enumerate() {
@@ -115,7 +119,6 @@ fn read_generate(
     app: &App,
     model: &Arc<Model>,
 ) -> Result<Asked, ApiError> {
-    schema::check(body, requests::OLLAMA_GENERATE)?;
     let fields = Fields(body);
     let text = |name: &'static str| match fields.get(&[name]) {
         None => Ok(None),

@@ -148,8 +148,8 @@ pub(crate) async fn adapters() -> Response {
 pub(crate) async fn set_adapters(body: RawBody) -> Result<Response, ApiError> {
     match body.value()? {
         Value::Array(scales) if scales.is_empty() => Ok(reply::ok(&json!({ "success": true }))),
-        Value::Array(_) => Err(ApiError::not_supported(
-            "This server does not support LoRA adapters: they cannot be applied to ternary weights",
+        Value::Array(_) => Err(ApiError::invalid(
+            "no such adapter: there are none, they cannot be applied to ternary weights",
         )),
         other => Err(ApiError::invalid(format!(
             "the request body: {}",

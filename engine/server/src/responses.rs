@@ -64,6 +64,7 @@ pub(crate) async fn input_tokens(
 }
 
 fn read(body: &Map<String, Value>, app: &App, model: &Arc<Model>) -> Result<Asked, ApiError> {
+    schema::check(body, requests::GENERATION)?;
     let AskedChat {
         params,
         prompts,

@@ -213,25 +213,49 @@ fn raise_exception(message: String) -> Result<String, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
+/// How `tojson` writes.
+struct JsonStyle {
+    indent: Option<usize>,
+    item_end: String,
+    key_end: String,
+    sorted: bool,
+}
+
 /// JSON with Python's spacing and without HTML escapes, as templates were written for.
 fn tojson(value: JinjaValue, kwargs: Kwargs) -> Result<JinjaValue, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let _ascii: Option<bool> = kwargs.get("ensure_ascii")?;
-    let _sorted: Option<bool> = kwargs.get("sort_keys")?;
+    let sorted: Option<bool> = kwargs.get("sort_keys")?;
+    let separators: Option<Vec<String>> = kwargs.get("separators")?;
     kwargs.assert_all_used()?;
+    let (item_end, key_end) = match separators.as_deref() {
+        Some([item_end, key_end]) => (item_end.clone(), key_end.clone()),
+        _ if indent.is_some() => (",".into(), ": ".into()),
+        _ => (", ".into(), ": ".into()),
+    };
+    let style = JsonStyle {
+        indent: indent.map(|n| n.min(16)),
+        item_end,
+        key_end,
+        sorted: sorted.unwrap_or(false),
+    };
     let value = serde_json::to_value(&value)
         .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
     let mut out = String::new();
-    python_json(&value, indent.map(|n| n.min(16)), 0, &mut out);
+    python_json(&value, &style, 0, &mut out);
     Ok(JinjaValue::from_safe_string(out))
 }
 
-fn python_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) {
-    let entries: Vec<(Option<&String>, &Value)> = match value {
+fn python_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) {
+    let mut entries: Vec<(Option<&String>, &Value)> = match value {
         Value::Array(items) => items.iter().map(|item| (None, item)).collect(),
         Value::Object(map) => map.iter().map(|(key, item)| (Some(key), item)).collect(),
         scalar => return out.push_str(&scalar.to_string()),
     };
+    if style.sorted {
+        // Keys of an object; items of an array have none and stay.
+        entries.sort_by_key(|(key, _)| *key);
+    }
     let (open, close) = if value.is_array() {
         ('[', ']')
     } else {
@@ -240,17 +264,17 @@ fn python_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut Str
     out.push(open);
     for (i, (key, item)) in entries.iter().enumerate() {
         if i > 0 {
-            out.push_str(if indent.is_some() { "," } else { ", " });
+            out.push_str(&style.item_end);
         }
-        new_line(indent, depth + 1, out);
+        new_line(style.indent, depth + 1, out);
         if let Some(key) = key {
             out.push_str(&Value::from(key.as_str()).to_string());
-            out.push_str(": ");
+            out.push_str(&style.key_end);
         }
-        python_json(item, indent, depth + 1, out);
+        python_json(item, style, depth + 1, out);
     }
     if !entries.is_empty() {
-        new_line(indent, depth, out);
+        new_line(style.indent, depth, out);
     }
     out.push(close);
 }
@@ -420,6 +444,23 @@ mod tests {
             (
                 "{{ [1, '<a>'] | tojson(indent=2) }}",
                 "[\n  1,\n  \"<a>\"\n]",
+            ),
+            (
+                "{{ {'b': 1, 'a': [2]} | tojson(sort_keys=true, separators=(',', ':')) }}",
+                r#"{"a":[2],"b":1}"#,
+            ),
+            (
+                "{{ ' x '.lstrip() }}{{ ' y '.rstrip() }}{{ 'a,b'.split(',')[1] }}{{ 'ab'.endswith('b') }}",
+                "x  ybTrue",
+            ),
+            (
+                "{{ 'ab'.upper() }}{{ 'a b'.title() }}{{ 'ab'.replace('a', 'c') }}{{ messages[1].keys() | list | first }}",
+                "ABA Bcbrole",
+            ),
+            (
+                "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.role == 'user' %}{% continue %}{% endif %}\
+{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ messages[0] is mapping }}{{ 'x' is string }}",
+                "2TrueTrue",
             ),
             (
                 "{{ messages[::-1][0].content }}{{ messages[-1].role }}",
