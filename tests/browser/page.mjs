@@ -13,6 +13,7 @@ import readline from "node:readline";
 const { BITNET_LAUNCH, CHROMIUM, PLAYWRIGHT, SHOTS } = process.env;
 const { chromium } = createRequire(path.join(PLAYWRIGHT, "package.json"))("playwright-core");
 const PATIENCE_MS = 60_000;
+const CUT_AFTER_MS = 500;
 const STORY = "Tell me a story about a fox.";
 
 // The program
@@ -39,18 +40,22 @@ async function between(port) {
     const up = http.request({ host: "127.0.0.1", port, path: request.url, method: request.method, headers: request.headers }, (answer) => {
       reply.writeHead(answer.statusCode, answer.headers);
       let bytes = 0;
+      let cut = false;
       answer.on("data", (chunk) => {
+        if (cut) return;
         bytes += chunk.length;
         reply.write(chunk);
         if (state.cutAfter && request.url.includes("completions") && bytes > state.cutAfter) {
+          cut = true;
           state.cutAfter = 0;
-          reply.destroy();
+          // What was written so far gets through first.
+          setTimeout(() => reply.destroy(), CUT_AFTER_MS);
           up.destroy();
         }
       });
       answer.on("end", () => reply.end());
     });
-    up.on("error", () => reply.destroy());
+    up.on("error", () => setTimeout(() => reply.destroy(), CUT_AFTER_MS));
     reply.on("close", () => up.destroy());
     const body = [];
     request.on("data", (chunk) => body.push(chunk));

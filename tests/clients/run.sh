@@ -22,7 +22,7 @@ fi
 url=${1:-}
 if [ -z "$url" ]; then
     log=$(mktemp)
-    "$BITNET_LAUNCH" --host 127.0.0.1 --port 0 --embeddings 2>"$log" &
+    "$BITNET_LAUNCH" --host 127.0.0.1 --port 0 2>"$log" &
     pid=$!
     trap 'kill $pid; rm -f "$log"' EXIT
     for _ in $(seq 100); do
