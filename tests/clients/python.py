@@ -184,23 +184,6 @@ def _():
 
 
 # What lm-eval's local-completions model sends and reads, by its own code; its tasks would need data sets.
-@check("lm-eval: local-completions, loglikelihood")
-def _():
-    from importlib import import_module
-
-    LocalCompletionsAPI = import_module("lm_eval.models.openai_completions").LocalCompletionsAPI
-    import requests
-
-    tokens = requests.post(f"{URL}/tokenize", json={"content": "Once upon a time there was", "add_special": True}, timeout=60).json()["tokens"]
-    body = {"model": "bitnet", "prompt": [tokens], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
-    reply = requests.post(f"{URL}/v1/completions", json=body, timeout=60)
-    assert reply.status_code == 200, reply.text
-    parsed = LocalCompletionsAPI.parse_logprobs(outputs=reply.json(), tokens=[tokens], ctxlens=[3])
-    (score, greedy), = parsed
-    assert score < 0 and greedy in (True, False)
-    return parsed
-
-
 @check("lm-eval: local-completions, generate")
 def _():
     from importlib import import_module
