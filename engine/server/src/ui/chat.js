@@ -208,7 +208,7 @@ export class Chat {
     const last = at === this.conversation.messages.length - 1;
     if (message.role === "user") return this.question(message, at);
     const view = new AnswerView(message, () => this.following() && this.toEnd());
-    const buttons = [copyButton("Copy the answer", () => message.content)];
+    const buttons = message.content ? [copyButton("Copy the answer", () => message.content)] : [];
     if (last && !this.busy) {
       buttons.push(iconButton("again", "Answer again", () => this.regenerate()));
       if (message.content && message.ended !== "stop") buttons.push(iconButton("play", "Go on", () => this.proceed()));
