@@ -265,7 +265,7 @@ fn attention(kernel: Kernel) -> Line<'static> {
     let products = 2 * n_q * n_pos * head_dim;
     Line::multiply_adds(format!("{kernel}, attention f16"), products, move || {
         let (q, k, v, scores, out) = (&q, &k, &v, &mut scores, &mut out);
-        kernel.attend_f16(Attend {
+        kernel.attend_f16(&mut [Attend {
             q,
             k,
             v,
@@ -274,6 +274,6 @@ fn attention(kernel: Kernel) -> Line<'static> {
             scale: 0.1,
             scores,
             out,
-        });
+        }]);
     })
 }

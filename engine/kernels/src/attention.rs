@@ -56,7 +56,7 @@ impl<E: CacheCell> Attend<'_, E> {
     ///
     /// # Panics
     /// When a length doesn't fit the shape.
-    pub(crate) fn checked(mut self) -> Self {
+    pub(crate) fn check(&mut self) {
         assert!(
             self.head_dim > 0 && self.n_pos > 0,
             "attention needs a head dimension and a position"
@@ -79,7 +79,6 @@ impl<E: CacheCell> Attend<'_, E> {
         assert!(self.scores.len() >= scores, "scores must hold [n_q, n_pos]");
         self.k = &self.k[..cache];
         self.v = &self.v[..cache];
-        self.scores = &mut self.scores[..scores];
-        self
+        self.scores = &mut std::mem::take(&mut self.scores)[..scores];
     }
 }

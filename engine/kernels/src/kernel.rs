@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::arch::Runnable;
 use crate::lookup;
-use crate::{Attend, DenseMatrix, PackedMatrix, Q8Block, QuantRowMut, QuantRows};
+use crate::{Attend, CacheCell, DenseMatrix, PackedMatrix, Q8Block, QuantRowMut, QuantRows};
 
 /// How ternary weights lie in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -274,28 +274,32 @@ impl Kernel {
         self.isa.add(x, y);
     }
 
-    /// Attention over a cache of f16.
+    /// Attention over a cache of f16 for tokens that share it, though each may look at fewer positions. Together or one by
+    /// one, the result is the same; together the cache comes from memory once.
     ///
     /// # Panics
-    /// When a length doesn't fit the shape.
-    pub fn attend_f16(self, a: Attend<'_, u16>) {
-        self.isa.attend_f16(a.checked());
+    /// When a length doesn't fit the shape, or head dimensions differ.
+    pub fn attend_f16(self, all: &mut [Attend<'_, u16>]) {
+        check_together(all);
+        self.isa.attend_f16(all);
     }
 
-    /// Attention over a cache of f32.
+    /// The same over a cache of f32.
     ///
     /// # Panics
-    /// When a length doesn't fit the shape.
-    pub fn attend_f32(self, a: Attend<'_, f32>) {
-        self.isa.attend_f32(a.checked());
+    /// When a length doesn't fit the shape, or head dimensions differ.
+    pub fn attend_f32(self, all: &mut [Attend<'_, f32>]) {
+        check_together(all);
+        self.isa.attend_f32(all);
     }
 
-    /// Attention over a cache of q8_0.
+    /// The same over a cache of q8_0.
     ///
     /// # Panics
-    /// When a length doesn't fit the shape.
-    pub fn attend_q8_0(self, a: Attend<'_, Q8Block>) {
-        self.isa.attend_q8_0(a.checked());
+    /// When a length doesn't fit the shape, or head dimensions differ.
+    pub fn attend_q8_0(self, all: &mut [Attend<'_, Q8Block>]) {
+        check_together(all);
+        self.isa.attend_q8_0(all);
     }
 
     /// One head as q8_0: per 32 numbers `d = max |x| / 127` as f16 and `round(x / d)`, half to even. NaN and infinity make all
@@ -316,6 +320,17 @@ impl Kernel {
         assert_eq!(x.len(), out.len(), "out must be as long as x");
         self.isa.store_f16(x, out);
     }
+}
+
+fn check_together<E: CacheCell>(all: &mut [Attend<'_, E>]) {
+    for a in all.iter_mut() {
+        a.check();
+    }
+    let mut pairs = all.windows(2);
+    assert!(
+        pairs.all(|pair| pair[0].head_dim == pair[1].head_dim),
+        "tokens that share a cache have one head dimension"
+    );
 }
 
 fn check_out(n_tokens: usize, rows: &Range<usize>, out: &[&mut [f32]]) {

@@ -649,7 +649,7 @@ fn attended<E: CacheCell>(
     kernel: Kernel,
     shape: Shape,
     cache: &Cache<E>,
-    call: fn(Kernel, Attend<'_, E>),
+    call: fn(Kernel, &mut [Attend<'_, E>]),
 ) -> Vec<f32> {
     let Shape {
         n_q,
@@ -667,7 +667,7 @@ fn attended<E: CacheCell>(
         scores: &mut vec![f32::NAN; n_q * n_pos + 3],
         out: &mut out,
     };
-    call(kernel, attend);
+    call(kernel, &mut [attend]);
     out
 }
 
@@ -717,6 +717,7 @@ fn attention_has_one_value() {
             (20, 7),
             (96, 200),
             (128, 1000),
+            (256, 130),
         ] {
             let shape = Shape {
                 n_q,
@@ -838,6 +839,53 @@ fn q8_0_is_within_half_a_step_everywhere() {
 /// What becomes of 1.0 when it is the largest.
 fn q8_one(x: f32) -> f32 {
     f16_to_f32(f32_to_f16(x / 127.0)) * 127.0
+}
+
+/// Tokens that look at one cache together, each from another position, or each alone: the same.
+#[test]
+fn tokens_do_not_see_each_other() {
+    for head_dim in [64, 128, 100] {
+        let mut random = Random(0x5eed_0011);
+        let n_pos = [1, 64, 65, 150, 3];
+        let q: Vec<Vec<f32>> = n_pos.iter().map(|_| random.floats(3 * head_dim)).collect();
+        let (k, v) = (random.floats(150 * head_dim), random.floats(150 * head_dim));
+        for kernel in Kernel::available() {
+            let mut outs = vec![vec![f32::NAN; 3 * head_dim]; n_pos.len()];
+            let mut scores = vec![vec![f32::NAN; 3 * 150]; n_pos.len()];
+            let tokens = n_pos.iter().zip(&q).zip(outs.iter_mut().zip(&mut scores));
+            let mut all: Vec<_> = tokens
+                .map(|((&n_pos, q), (out, scores))| Attend {
+                    q,
+                    k: &k,
+                    v: &v,
+                    head_dim,
+                    n_pos,
+                    scale: 0.125,
+                    scores,
+                    out,
+                })
+                .collect();
+            kernel.attend_f32(&mut all);
+            for ((&n_pos, q), together) in n_pos.iter().zip(&q).zip(&outs) {
+                let mut alone = vec![f32::NAN; 3 * head_dim];
+                kernel.attend_f32(&mut [Attend {
+                    q,
+                    k: &k,
+                    v: &v,
+                    head_dim,
+                    n_pos,
+                    scale: 0.125,
+                    scores: &mut vec![f32::NAN; 3 * n_pos],
+                    out: &mut alone,
+                }]);
+                assert_eq!(
+                    bits(&alone),
+                    bits(together),
+                    "{kernel}, {head_dim}, {n_pos}"
+                );
+            }
+        }
+    }
 }
 
 /// A head with its neighbours or alone: the same.

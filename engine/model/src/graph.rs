@@ -75,7 +75,7 @@ impl Model {
         pool: Pool,
         limits: Limits,
     ) -> Self {
-        let shape = Shape::new(facts, &weights);
+        let shape = Shape::new(facts, &weights, limits.context);
         let scratch = (0..pool.size()).map(|_| Mutex::new(Scratch::new(&shape, &limits)));
         Model {
             scratch: scratch.collect(),

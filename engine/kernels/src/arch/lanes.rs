@@ -41,6 +41,7 @@ pub(super) mod exp {
 macro_rules! float_kernels {
     ($(#[$isa:meta])*) => {
         use super::lanes::{self, padded};
+        use std::ops::Range as Positions;
         use crate::{Attend, CacheCell, Q8Block, QuantRowMut};
 
         /// The first 32 numbers of `x`, or all there are and zeros.
@@ -265,9 +266,9 @@ macro_rules! float_kernels {
 macro_rules! attend_kernel {
     ($attend:ident, $element:ty, $load:ident, $load_part:ident, $(#[$isa:meta])*) => {
         $(#[$isa])*
-        pub(super) fn $attend(a: Attend<'_, $element>) {
-            /// Positions whose values stay in the first-level cache while all heads use them.
-            const POSITIONS: usize = 32;
+        pub(super) fn $attend(all: &mut [Attend<'_, $element>]) {
+            /// Positions whose keys or values stay in the first-level cache while all heads and tokens use them.
+            const POSITIONS: usize = 64;
             /// Cells of 32 numbers.
             const PER_BLOCK: usize = <$element as CacheCell>::PER_BLOCK;
             type Lanes = [$element; PER_BLOCK];
@@ -275,12 +276,10 @@ macro_rules! attend_kernel {
             /// `scores[h][p]` of `N` heads of `B` blocks; each key is loaded once for them.
             #[inline]
             $(#[$isa])*
-            fn score<const N: usize, const B: usize>(q: &[f32], k: &[$element], scale: f32, scores: &mut [f32]) {
+            fn score<const N: usize, const B: usize>(q: &[f32], k: &[$element], scale: f32, scores: [&mut [f32]; N]) {
                 let q: &[[[f32; 32]; B]] = q.as_chunks().0.as_chunks().0;
                 let k: &[[Lanes; B]] = k.as_chunks().0.as_chunks().0;
                 let q: &[[[f32; 32]; B]; N] = q.try_into().expect("q holds N heads");
-                let mut rows = scores.chunks_exact_mut(k.len());
-                let scores: [&mut [f32]; N] = std::array::from_fn(|_| rows.next().expect("a row per head"));
                 for (p, k) in k.iter().enumerate() {
                     let mut dots = [splat(0.0); N];
                     for b in 0..B {
@@ -319,42 +318,80 @@ macro_rules! attend_kernel {
                 }
             }
 
-            /// Heads of `B` blocks, `GROUP` at a time.
+            /// The places of some positions in the rows of `N` heads, from head `first` on.
+            fn rows<const N: usize>(scores: &mut [f32], n_pos: usize, first: usize, range: Positions<usize>) -> [&mut [f32]; N] {
+                let mut rows = scores.chunks_exact_mut(n_pos).skip(first);
+                std::array::from_fn(|_| &mut rows.next().expect("a row per head")[range.clone()])
+            }
+
+            /// One tile of positions for one token: heads of `B` blocks, `GROUP` at a time.
+            #[inline]
             $(#[$isa])*
-            fn heads<const B: usize>(a: Attend<'_, $element>) {
-                let Attend { q, k, v, head_dim, n_pos, scale, scores, out } = a;
-                let n_q = q.len() / head_dim;
-                let grouped = n_q - n_q % GROUP;
-                let (group_q, rest_q) = q.split_at(grouped * head_dim);
-                let (group_scores, rest_scores) = scores.split_at_mut(grouped * n_pos);
-                let groups = group_scores.chunks_exact_mut(GROUP * n_pos);
-                for (q, scores) in group_q.chunks_exact(GROUP * head_dim).zip(groups) {
-                    score::<GROUP, B>(q, k, scale, scores);
-                }
-                let rest = rest_scores.chunks_exact_mut(n_pos);
-                for (q, scores) in rest_q.chunks_exact(head_dim).zip(rest) {
-                    score::<1, B>(q, k, scale, scores);
-                }
-                for weights in scores.chunks_exact_mut(n_pos) {
-                    softmax(weights);
-                }
-                out.fill(0.0);
-                let (group_out, rest_out) = out.split_at_mut(grouped * head_dim);
-                for (i, v) in v.chunks(POSITIONS * B * PER_BLOCK).enumerate() {
-                    let n = v.len() / (B * PER_BLOCK);
-                    let weights = |h: usize| &scores[h * n_pos + i * POSITIONS..][..n];
-                    for (g, out) in group_out.chunks_exact_mut(GROUP * head_dim).enumerate() {
-                        weigh::<GROUP, B>(std::array::from_fn(|h| weights(g * GROUP + h)), v, out);
+            fn score_tile<const B: usize>(a: &mut Attend<'_, $element>, range: Positions<usize>) {
+                let n_q = a.q.len() / a.head_dim;
+                let k = &a.k[range.start * B * PER_BLOCK..range.end * B * PER_BLOCK];
+                let mut first = 0;
+                while first < n_q {
+                    let q = &a.q[first * a.head_dim..];
+                    if first + GROUP <= n_q {
+                        let scores = rows(a.scores, a.n_pos, first, range.clone());
+                        score::<GROUP, B>(&q[..GROUP * a.head_dim], k, a.scale, scores);
+                        first += GROUP;
+                    } else {
+                        let scores = rows(a.scores, a.n_pos, first, range.clone());
+                        score::<1, B>(&q[..a.head_dim], k, a.scale, scores);
+                        first += 1;
                     }
-                    for (h, out) in rest_out.chunks_exact_mut(head_dim).enumerate() {
-                        weigh::<1, B>([weights(grouped + h)], v, out);
+                }
+            }
+
+            /// The same for the values.
+            #[inline]
+            $(#[$isa])*
+            fn weigh_tile<const B: usize>(a: &mut Attend<'_, $element>, range: Positions<usize>) {
+                let n_q = a.q.len() / a.head_dim;
+                let v = &a.v[range.start * B * PER_BLOCK..range.end * B * PER_BLOCK];
+                let weights = |h: usize| &a.scores[h * a.n_pos..][range.clone()];
+                let mut first = 0;
+                while first < n_q {
+                    let out = &mut a.out[first * a.head_dim..];
+                    if first + GROUP <= n_q {
+                        let weights = std::array::from_fn(|h| weights(first + h));
+                        weigh::<GROUP, B>(weights, v, &mut out[..GROUP * a.head_dim]);
+                        first += GROUP;
+                    } else {
+                        weigh::<1, B>([weights(first)], v, &mut out[..a.head_dim]);
+                        first += 1;
+                    }
+                }
+            }
+
+            /// Heads of `B` blocks. Tile by tile for all tokens, so that each tile comes from memory once; each token's own
+            /// sums run over the positions in their order.
+            $(#[$isa])*
+            fn heads<const B: usize>(all: &mut [Attend<'_, $element>]) {
+                let longest = all.iter().map(|a| a.n_pos).max().unwrap_or(0);
+                for start in (0..longest).step_by(POSITIONS) {
+                    for a in all.iter_mut().filter(|a| a.n_pos > start) {
+                        score_tile::<B>(a, start..a.n_pos.min(start + POSITIONS));
+                    }
+                }
+                for a in all.iter_mut() {
+                    for weights in a.scores.chunks_exact_mut(a.n_pos) {
+                        softmax(weights);
+                    }
+                    a.out.fill(0.0);
+                }
+                for start in (0..longest).step_by(POSITIONS) {
+                    for a in all.iter_mut().filter(|a| a.n_pos > start) {
+                        weigh_tile::<B>(a, start..a.n_pos.min(start + POSITIONS));
                     }
                 }
             }
 
             /// The same for heads of any dimension, one by one.
             $(#[$isa])*
-            fn any_heads(a: Attend<'_, $element>) {
+            fn any_heads(a: &mut Attend<'_, $element>) {
                 let cells = <$element as CacheCell>::per_head(a.head_dim);
                 let heads = a.q.chunks_exact(a.head_dim).zip(a.out.chunks_exact_mut(a.head_dim));
                 for ((q, out), weights) in heads.zip(a.scores.chunks_exact_mut(a.n_pos)) {
@@ -375,11 +412,12 @@ macro_rules! attend_kernel {
                 }
             }
 
-            match a.head_dim {
-                64 => heads::<2>(a),
-                96 => heads::<3>(a),
-                128 => heads::<4>(a),
-                _ => any_heads(a),
+            match all.first().map(|a| a.head_dim) {
+                Some(64) => heads::<2>(all),
+                Some(96) => heads::<3>(all),
+                Some(128) => heads::<4>(all),
+                Some(256) => heads::<8>(all),
+                _ => all.iter_mut().for_each(|a| any_heads(a)),
             }
         }
     };

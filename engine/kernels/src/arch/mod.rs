@@ -218,16 +218,16 @@ impl Runnable {
         enter!(self, add(x, y));
     }
 
-    pub(crate) fn attend_f16(self, a: Attend<'_, u16>) {
-        enter!(self, attend_f16(a));
+    pub(crate) fn attend_f16(self, all: &mut [Attend<'_, u16>]) {
+        enter!(self, attend_f16(all));
     }
 
-    pub(crate) fn attend_f32(self, a: Attend<'_, f32>) {
-        enter!(self, attend_f32(a));
+    pub(crate) fn attend_f32(self, all: &mut [Attend<'_, f32>]) {
+        enter!(self, attend_f32(all));
     }
 
-    pub(crate) fn attend_q8_0(self, a: Attend<'_, Q8Block>) {
-        enter!(self, attend_q8_0(a));
+    pub(crate) fn attend_q8_0(self, all: &mut [Attend<'_, Q8Block>]) {
+        enter!(self, attend_q8_0(all));
     }
 
     pub(crate) fn store_q8_0(self, x: &[f32], out: &mut [Q8Block]) {

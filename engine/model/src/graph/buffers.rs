@@ -16,6 +16,8 @@ pub(super) const PREFILL_PART: usize = 128;
 pub(super) const DECODE_PART: usize = 512;
 /// Batches up to this length are short.
 pub(super) const SHORT_BATCH: usize = 8;
+/// Tokens that attention takes together at most: more would not read the cache much less often.
+const MOST_ATTEND_TOKENS: usize = 8;
 /// Parts per worker in a short batch.
 pub(super) const PARTS_PER_WORKER: usize = 4;
 
@@ -33,6 +35,10 @@ pub(super) struct Shape {
     pub(super) embedding_scale: f32,
     /// Query heads per key/value head.
     pub(super) group: usize,
+    /// Positions of a slot.
+    pub(super) context: usize,
+    /// 1 / sqrt(head_dim)
+    pub(super) attention_scale: f32,
     pub(super) eps: f32,
     pub(super) activation: Activation,
     pub(super) rope_style: RopeStyle,
@@ -102,10 +108,10 @@ pub(super) struct Scratch {
     /// Normed rows: the longest of `n_embd`, `n_ff` and all heads together.
     pub(super) normed: [Vec<f32>; 2],
     /// `[head_dim]` a normed head.
-    pub(super) head: Vec<f32>,
-    /// Turned query heads of one key/value head, or one turned key.
+    pub(super) normed_head: Vec<f32>,
+    /// `[attend_tokens, group * head_dim]` turned query heads of one key/value head, or one turned key.
     pub(super) heads: Vec<f32>,
-    /// `[group, context]`
+    /// `[attend_tokens, group, context]`
     pub(super) scores: Vec<f32>,
     /// Two parts of a matrix product, each `[n, part]`.
     pub(super) tile: [Vec<f32>; 2],
@@ -113,7 +119,7 @@ pub(super) struct Scratch {
 }
 
 impl Shape {
-    pub(super) fn new(facts: &ModelFacts, weights: &Weights) -> Self {
+    pub(super) fn new(facts: &ModelFacts, weights: &Weights, context: usize) -> Self {
         let half = facts.head_dim / 2;
         let freqs =
             (0..half).map(|i| f64::from(facts.rope.freq_base).powf(-(i as f64) / half as f64));
@@ -136,11 +142,23 @@ impl Shape {
             },
             embedding_scale: facts.embedding_scale,
             group: facts.n_head / facts.n_head_kv,
+            context,
+            attention_scale: (1.0 / (facts.head_dim as f64).sqrt()) as f32,
             eps: facts.norm_eps,
             activation: facts.activation,
             rope_style: facts.rope.style,
             rope_freqs: freqs.collect(),
         }
+    }
+
+    /// Values of the query heads that share a key/value head.
+    pub(super) fn heads_len(&self) -> usize {
+        self.group * self.head_dim
+    }
+
+    /// Tokens of a slot that attention takes together. Their scores take no more memory than those of all heads of one.
+    pub(super) fn attend_tokens(&self) -> usize {
+        self.n_head_kv.min(MOST_ATTEND_TOKENS)
     }
 
     /// Rotary position embedding of one head (Su et al. 2021).
@@ -250,9 +268,9 @@ impl Scratch {
         let row = shape.n_embd.max(shape.n_ff).max(heads * shape.n_head_kv);
         Scratch {
             normed: [vec![0.0; row], vec![0.0; row]],
-            head: vec![0.0; shape.head_dim],
-            heads: vec![0.0; heads],
-            scores: vec![0.0; shape.group * limits.context],
+            normed_head: vec![0.0; shape.head_dim],
+            heads: vec![0.0; shape.attend_tokens() * heads],
+            scores: vec![0.0; shape.attend_tokens() * shape.group * limits.context],
             tile: [vec![0.0; tile], vec![0.0; tile]],
             rows: RowList::default(),
         }
