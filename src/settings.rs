@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bitnet_model::protocol::{
-    HeadMode, KvType, ModelSource, Overrides, Pooling, SamplerKind, SamplingParams, WeightsHome,
+    Grammar, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplerKind, SamplingParams,
+    WeightsHome,
 };
 
 use crate::host::CpuSet;
@@ -163,6 +164,30 @@ pub(crate) struct Sampling {
     pub dynatemp_range: Setting<f32>,
     /// Dynamic temperature exponent.
     pub dynatemp_exponent: Setting<f32>,
+    /// Top-n-sigma.
+    pub top_n_sigma: Setting<f32>,
+    /// XTC: how often, and from which probability on.
+    pub xtc_probability: Setting<f32>,
+    /// See above.
+    pub xtc_threshold: Setting<f32>,
+    /// DRY: strength, growth, what is free, and how far it looks back.
+    pub dry_multiplier: Setting<f32>,
+    /// See above.
+    pub dry_base: Setting<f32>,
+    /// See above.
+    pub dry_allowed_length: Setting<u32>,
+    /// See above.
+    pub dry_penalty_last_n: Setting<u32>,
+    /// DRY's sequence breakers.
+    pub dry_sequence_breakers: Setting<Vec<String>>,
+    /// Mirostat: version, target and rate.
+    pub mirostat: Setting<u32>,
+    /// See above.
+    pub mirostat_tau: Setting<f32>,
+    /// See above.
+    pub mirostat_eta: Setting<f32>,
+    /// What answers follow.
+    pub grammar: Setting<Option<Grammar>>,
     /// Order of the chain.
     pub samplers: Setting<Vec<SamplerKind>>,
     /// Added to the logits of these tokens.
@@ -192,6 +217,18 @@ impl Sampling {
             logit_bias: self.logit_bias.value.clone(),
             ignore_eos: self.ignore_eos.value,
             samplers: self.samplers.value.clone(),
+            top_n_sigma: self.top_n_sigma.value,
+            xtc_probability: self.xtc_probability.value,
+            xtc_threshold: self.xtc_threshold.value,
+            dry_multiplier: self.dry_multiplier.value,
+            dry_base: self.dry_base.value,
+            dry_allowed_length: self.dry_allowed_length.value,
+            dry_penalty_last_n: self.dry_penalty_last_n.value,
+            dry_sequence_breakers: self.dry_sequence_breakers.value.clone(),
+            mirostat: self.mirostat.value,
+            mirostat_tau: self.mirostat_tau.value,
+            mirostat_eta: self.mirostat_eta.value,
+            grammar: self.grammar.value.clone(),
             ..SamplingParams::default()
         }
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bitnet_model::protocol::{KvType, ModelSource, Overrides, SamplingParams};
+use bitnet_model::protocol::{
+    Grammar, KvType, ModelSource, Overrides, SamplerKind, SamplingParams,
+};
 
 use super::keys::{self, Key, Shape};
 use super::{
@@ -217,7 +219,31 @@ impl Asked {
                 frequency_penalty: number("frequency-penalty", defaults.frequency_penalty)?,
                 dynatemp_range: number("dynatemp-range", defaults.dynatemp_range)?,
                 dynatemp_exponent: number("dynatemp-exp", defaults.dynatemp_exponent)?,
-                samplers: self.or("samplers", defaults.samplers, values::samplers)?,
+                top_n_sigma: number("top-n-sigma", defaults.top_n_sigma)?,
+                xtc_probability: number("xtc-probability", defaults.xtc_probability)?,
+                xtc_threshold: number("xtc-threshold", defaults.xtc_threshold)?,
+                dry_multiplier: number("dry-multiplier", defaults.dry_multiplier)?,
+                dry_base: number("dry-base", defaults.dry_base)?,
+                dry_allowed_length: self.or(
+                    "dry-allowed-length",
+                    defaults.dry_allowed_length,
+                    values::count_or_off,
+                )?,
+                dry_penalty_last_n: self.or(
+                    "dry-penalty-last-n",
+                    defaults.dry_penalty_last_n,
+                    values::look_back,
+                )?,
+                dry_sequence_breakers: self.or(
+                    "dry-sequence-breaker",
+                    defaults.dry_sequence_breakers,
+                    values::breakers,
+                )?,
+                mirostat: self.or("mirostat", defaults.mirostat, values::mirostat)?,
+                mirostat_tau: number("mirostat-ent", defaults.mirostat_tau)?,
+                mirostat_eta: number("mirostat-lr", defaults.mirostat_eta)?,
+                grammar: self.grammar()?,
+                samplers: self.samplers(defaults.samplers)?,
                 logit_bias: self.or("logit-bias", Vec::new(), values::logit_bias)?,
                 seed: self.or("seed", None, values::seed)?,
                 ignore_eos: self.or("ignore-eos", false, values::switch)?,
@@ -313,6 +339,36 @@ impl Asked {
             value: texts.map(str::to_owned).collect(),
             source: asked.source.clone(),
         }
+    }
+
+    /// By name, or by letters.
+    fn samplers(
+        &self,
+        default: Vec<SamplerKind>,
+    ) -> Result<Setting<Vec<SamplerKind>>, SettingsError> {
+        match self.0.contains_key("samplers") {
+            true => self.or("samplers", default, values::samplers),
+            false => self.or("sampling-seq", default, values::sampler_letters),
+        }
+    }
+
+    /// The first of the four ways to give one; what is wrong with it is said at the start, not to each client.
+    fn grammar(&self) -> Result<Setting<Option<Grammar>>, SettingsError> {
+        let ways: [(&str, fn(&str) -> Result<Grammar, String>); 2] = [
+            ("grammar", values::grammar),
+            ("json-schema", values::json_schema),
+        ];
+        for (name, read) in ways {
+            if self.0.contains_key(name) {
+                return self.or(name, None, |text| read(text).map(Some));
+            }
+            let file = format!("{name}-file");
+            if let Some(asked) = self.0.get(file.as_str()) {
+                let text = read_text(asked)?;
+                return self.or(&file, None, |_| read(&text).map(Some));
+            }
+        }
+        self.or("grammar", None, |_| Ok(None))
     }
 
     fn chat_template(&self) -> Result<Setting<Option<String>>, SettingsError> {

@@ -332,8 +332,35 @@ pub(crate) const KEYS: &[Key] = &[
     value(ANSWERS, "frequency-penalty", "X", "Penalty by how often a token was used; 0 is off").default("0"),
     value(ANSWERS, "dynatemp-range", "X", "Width of the entropy-driven temperature range; 0 is off").default("0"),
     value(ANSWERS, "dynatemp-exp", "X", "Exponent of the dynamic temperature").default("1"),
+    value(ANSWERS, "top-n-sigma", "N", "Keep tokens whose logit lies within N standard deviations of the best; -1 is off")
+        .alias(&["top-nsigma"])
+        .env(&["LLAMA_ARG_TOP_N_SIGMA"])
+        .default("-1"),
+    value(ANSWERS, "xtc-probability", "P", "How often the likeliest tokens are excluded (XTC); 0 is off").default("0"),
+    value(ANSWERS, "xtc-threshold", "P", "Probability from which XTC counts a token as likely; above 0.5 is off").default("0.1"),
+    value(ANSWERS, "dry-multiplier", "X", "Penalty on continued repetitions (DRY); 0 is off").default("0"),
+    value(ANSWERS, "dry-base", "X", "What each further token of a repetition multiplies it by").default("1.75"),
+    value(ANSWERS, "dry-allowed-length", "N", "Longest repetition that costs nothing").default("2"),
+    value(ANSWERS, "dry-penalty-last-n", "N", "Tokens DRY looks back over; 0 is off, -1 the whole context").default("64"),
+    list(
+        ANSWERS,
+        "dry-sequence-breaker",
+        "TEXT",
+        "Text that no repetition reaches across, in place of line break, colon, quote and star; none is none",
+    ),
+    value(ANSWERS, "mirostat", "N", "Mirostat 1 or 2 in place of the sampler chain; 0 is off")
+        .env(&["LLAMA_ARG_MIROSTAT"])
+        .default("0"),
+    value(ANSWERS, "mirostat-ent", "X", "Surprise that mirostat aims at, in bits").default("5"),
+    value(ANSWERS, "mirostat-lr", "X", "How fast mirostat corrects itself").default("0.1"),
     value(ANSWERS, "samplers", "LIST", "Order of the sampler chain, separated by semicolons")
-        .default("penalties;top_k;typ_p;top_p;min_p;temperature"),
+        .default("penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature"),
+    value(ANSWERS, "sampling-seq", "LETTERS", "The same in letters: edskypmxt")
+        .alias(&["sampler-seq"]),
+    value(ANSWERS, "grammar", "GBNF", "Grammar that answers follow; Lark after a line `%llguidance {}`"),
+    value(ANSWERS, "grammar-file", "FILE", "The same from a file"),
+    value(ANSWERS, "json-schema", "SCHEMA", "JSON schema that answers follow").short('j'),
+    value(ANSWERS, "json-schema-file", "FILE", "The same from a file"),
     value(ANSWERS, "seed", "N", "Seed of the random numbers; -1 draws a new one per request")
         .short('s')
         .default("-1"),

@@ -369,6 +369,7 @@ fn values_of_special_form() {
     assert_eq!(s.stop.value, ["a, b", "User:"]);
     let chain = [
         SamplerKind::Penalties,
+        SamplerKind::Dry,
         SamplerKind::TopK,
         SamplerKind::Temperature,
     ];
@@ -415,4 +416,48 @@ fn engines_get_the_time_of_several_heartbeats() {
             .value,
         None
     );
+}
+
+#[test]
+fn the_whole_sampler_chain_can_be_set() {
+    let s = settings(
+        &[
+            ("sampling-seq", "txk"),
+            ("dry-multiplier", "0.8"),
+            ("dry-penalty-last-n", "-1"),
+            ("dry-sequence-breaker", "\\n"),
+            ("dry-sequence-breaker", ";"),
+            ("xtc-probability", "0.5"),
+            ("top-n-sigma", "1.5"),
+            ("mirostat", "2"),
+            ("mirostat-lr", "0.2"),
+            ("grammar", "root ::= \"a\""),
+        ],
+        &[],
+    );
+    let params = s.sampling.params();
+    let chain = [
+        SamplerKind::Temperature,
+        SamplerKind::Xtc,
+        SamplerKind::TopK,
+    ];
+    assert_eq!(params.samplers, chain);
+    assert_eq!(
+        (params.dry_multiplier, params.dry_penalty_last_n),
+        (0.8, u32::MAX)
+    );
+    assert_eq!(params.dry_sequence_breakers, ["\n", ";"]);
+    assert_eq!((params.xtc_probability, params.top_n_sigma), (0.5, 1.5));
+    assert_eq!((params.mirostat, params.mirostat_eta), (2, 0.2));
+    assert!(params.grammar.is_some());
+    let none = settings(&[("dry-sequence-breaker", "none")], &[]);
+    assert!(none.sampling.params().dry_sequence_breakers.is_empty());
+    for (name, value) in [
+        ("mirostat", "3"),
+        ("sampling-seq", "q"),
+        ("grammar", "root ::= ("),
+        ("json-schema", "5"),
+    ] {
+        assert!(read(&[(name, value)], &[]).is_err(), "{name} {value}");
+    }
 }

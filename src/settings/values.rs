@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bitnet_model::protocol::{Activation, HeadMode, KvType, Pooling, SamplerKind, WeightsHome};
+use bitnet_model::grammar::GrammarError;
+use bitnet_model::protocol::{
+    Activation, Grammar, GrammarText, HeadMode, KvType, Pooling, SamplerKind, WeightsHome,
+};
 use tracing::level_filters::LevelFilter;
 
 use super::asked::LIST_SEPARATOR;
@@ -378,28 +381,63 @@ pub(super) fn log_format(text: &str) -> Read<LogFormat> {
     }
 }
 
-/// Names as llama-server takes them. Stages that do nothing at their defaults (dry, xtc, top-n-sigma) are passed over.
+/// Names as llama-server takes them. OLD's `tfs_z` and NEW's `infill` change nothing here and are passed over.
 pub(super) fn samplers(text: &str) -> Read<Vec<SamplerKind>> {
     let names = text
         .split([';', ','])
         .map(str::trim)
-        .filter(|name| !name.is_empty());
-    names.filter_map(|name| sampler(name).transpose()).collect()
+        .filter(|name| !name.is_empty() && !matches!(*name, "tfs_z" | "infill"));
+    let expected = "sampler names such as `penalties;top_k;typ_p;top_p;min_p;temperature`";
+    names
+        .map(|name| SamplerKind::by_name(name).ok_or_else(|| expected.to_owned()))
+        .collect()
 }
 
-fn sampler(name: &str) -> Read<Option<SamplerKind>> {
-    Ok(Some(match name.replace('-', "_").as_str() {
-        "penalties" => SamplerKind::Penalties,
-        "top_k" | "topk" => SamplerKind::TopK,
-        "typ_p" | "typ" | "typical" | "typical_p" => SamplerKind::TypP,
-        "top_p" | "topp" | "nucleus" => SamplerKind::TopP,
-        "min_p" | "minp" => SamplerKind::MinP,
-        "temperature" | "temp" => SamplerKind::Temperature,
-        "dry" | "xtc" | "top_n_sigma" | "tfs_z" | "infill" => return Ok(None),
-        _ => {
-            return Err(
-                "sampler names such as `penalties;top_k;typ_p;top_p;min_p;temperature`".to_owned(),
-            );
-        }
-    }))
+/// Letters as llama-server takes them; `f` was tail-free sampling.
+pub(super) fn sampler_letters(text: &str) -> Read<Vec<SamplerKind>> {
+    let letters = text.chars().filter(|letter| *letter != 'f');
+    letters
+        .map(|letter| SamplerKind::by_letter(letter))
+        .collect::<Option<_>>()
+        .ok_or_else(|| "letters of samplers, such as `edskypmxt`".to_owned())
+}
+
+/// Texts with the escapes of a shell's user: `\\n` is a line break. `none` alone is none.
+pub(super) fn breakers(text: &str) -> Read<Vec<String>> {
+    if text == "none" {
+        return Ok(Vec::new());
+    }
+    let items = text.split(LIST_SEPARATOR).filter(|item| !item.is_empty());
+    Ok(items
+        .map(|item| item.replace("\\n", "\n").replace("\\t", "\t"))
+        .collect())
+}
+
+pub(super) fn mirostat(text: &str) -> Read<u32> {
+    whole(text, 0, 2, "0, 1 or 2")
+}
+
+pub(super) fn grammar(text: &str) -> Read<Grammar> {
+    checked(match text.trim_start().starts_with("%llguidance") {
+        true => GrammarText::Lark(text.to_owned()),
+        false => GrammarText::Gbnf(text.to_owned()),
+    })
+}
+
+pub(super) fn json_schema(text: &str) -> Read<Grammar> {
+    checked(GrammarText::JsonSchema(text.to_owned()))
+}
+
+/// A Lark grammar that names tokens is judged where there is a vocabulary, request by request.
+fn checked(text: GrammarText) -> Read<Grammar> {
+    let grammar = Grammar {
+        text,
+        triggers: None,
+    };
+    let names_tokens = matches!(&grammar.text, GrammarText::Lark(text) if text.contains('<'));
+    let no_vocabulary = || Err(GrammarError::Vocabulary("there is none yet".to_owned()));
+    match bitnet_model::grammar::check(&grammar, no_vocabulary) {
+        Err(error) if !names_tokens => Err(format!("a grammar that can be followed ({error})")),
+        _ => Ok(grammar),
+    }
 }

@@ -262,6 +262,45 @@ pub enum SamplerKind {
     Temperature,
 }
 
+/// Samplers by name, the one shown first, and by their letter in llama-server's `--sampling-seq`.
+const SAMPLERS: &[(SamplerKind, &[&str], char)] = &[
+    (SamplerKind::Penalties, &["penalties"], 'e'),
+    (SamplerKind::Dry, &["dry"], 'd'),
+    (SamplerKind::TopNSigma, &["top_n_sigma"], 's'),
+    (SamplerKind::TopK, &["top_k"], 'k'),
+    (
+        SamplerKind::TypP,
+        &["typ_p", "typical_p", "typical", "typ"],
+        'y',
+    ),
+    (SamplerKind::TopP, &["top_p", "nucleus"], 'p'),
+    (SamplerKind::MinP, &["min_p"], 'm'),
+    (SamplerKind::Xtc, &["xtc"], 'x'),
+    (SamplerKind::Temperature, &["temperature", "temp"], 't'),
+];
+
+impl SamplerKind {
+    /// The sampler of this name, in snake, kebab or run-together case.
+    pub fn by_name(name: &str) -> Option<Self> {
+        let plain = |text: &str| text.replace(['_', '-'], "").to_ascii_lowercase();
+        let is_it = |names: &[&str]| names.iter().any(|known| plain(known) == plain(name));
+        let found = SAMPLERS.iter().find(|(_, names, _)| is_it(names));
+        found.map(|(kind, ..)| *kind)
+    }
+
+    /// The sampler of this letter.
+    pub fn by_letter(letter: char) -> Option<Self> {
+        let found = SAMPLERS.iter().find(|(.., known)| *known == letter);
+        found.map(|(kind, ..)| *kind)
+    }
+
+    /// Its name in `generation_settings`.
+    pub fn name(self) -> &'static str {
+        let found = SAMPLERS.iter().find(|(kind, ..)| *kind == self);
+        found.map_or("", |(_, names, _)| names[0])
+    }
+}
+
 impl Default for SamplingParams {
     fn default() -> Self {
         SamplingParams {

@@ -10,13 +10,13 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::chat::Chat;
+use crate::constraint;
 use crate::error::ApiError;
 use crate::generate::{Run, Step};
 use crate::model::Model;
 use crate::parts::Look;
 use crate::request::{Dialect, Params, expected};
 use crate::schema::{self, requests};
-use crate::tools::ToolUse;
 use crate::writer::{AnswerWriter, Writer};
 use crate::{chat, prompt, reply, stream};
 
@@ -198,7 +198,6 @@ fn read_text(
 pub(crate) struct AskedChat {
     pub(crate) params: Arc<Params>,
     pub(crate) prompts: Vec<Vec<u32>>,
-    pub(crate) tools: Option<ToolUse>,
     pub(crate) look: Look,
 }
 
@@ -208,17 +207,19 @@ pub(crate) fn read_chat(
     app: &App,
     model: &Model,
 ) -> Result<AskedChat, ApiError> {
-    let params = Params::read(body, Dialect::Chat, &app.config, model)?;
+    let mut params = Params::read(body, Dialect::Chat, &app.config, model)?;
     let Chat {
         prompt,
         tools,
         look,
     } = chat::read(body, &app.config, model)?;
+    if let Some(tools) = &tools {
+        params.sampling.grammar = Some(constraint::with_tools(body, tools, model)?);
+    }
     let tokens = model.tokenizer().encode(&prompt, true, true);
     Ok(AskedChat {
         params: Arc::new(params),
         prompts: vec![prompt::checked(tokens, model)?],
-        tools,
         look,
     })
 }

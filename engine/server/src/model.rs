@@ -1,9 +1,10 @@
 //! The model as the HTTP side knows it: facts, tokenizer, chat template, name.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bitnet_model::facts::ModelFacts;
+use bitnet_model::grammar::{GrammarError, Vocabulary};
 use bitnet_model::tokenizer::{Detokenizer, Tokenizer};
 
 use crate::config::ServerConfig;
@@ -42,6 +43,8 @@ pub(crate) struct Model {
     /// Empty where the vocabulary has no such token.
     pub(crate) eos_text: String,
     show_control: bool,
+    /// For grammars that may name tokens.
+    vocabulary: OnceLock<Result<Arc<Vocabulary>, GrammarError>>,
 }
 
 impl Model {
@@ -71,12 +74,19 @@ impl Model {
             bos_text,
             eos_text,
             show_control: config.special,
+            vocabulary: OnceLock::new(),
             card,
         })
     }
 
     pub(crate) fn tokenizer(&self) -> &Tokenizer {
         &self.card.tokenizer
+    }
+
+    /// The vocabulary as grammars see it; made when it is first asked for.
+    pub(crate) fn vocabulary(&self) -> Result<Arc<Vocabulary>, GrammarError> {
+        let made = || Vocabulary::new(self.tokenizer()).map(Arc::new);
+        self.vocabulary.get_or_init(made).clone()
     }
 
     /// Turns generated tokens into text.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::reply as json_reply;
-use crate::request::number_schemas;
+use crate::sampling::number_schemas;
 use crate::schema::{Field, Kind, object_schema, replies};
 
 /// What a route takes and gives.

@@ -3,10 +3,13 @@
 //! A template that knows `tools` and the `<tool_call>` form gets list and history as they are. For any other, the list goes
 //! into the system message, and calls and results into the text of messages, all in the same form.
 
+mod grammar;
+
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use crate::request::{Fields, expected};
+pub(crate) use grammar::tool_grammar;
 
 /// Tools one request may offer.
 const MAX_TOOLS: usize = 256;

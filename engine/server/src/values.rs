@@ -3,11 +3,13 @@
 use bitnet_model::protocol::SamplingParams;
 use serde_json::{Map, Value, json};
 
+use crate::constraint;
 use crate::generate::{Progress, Timings};
 use crate::metrics::ratio;
 use crate::model::Model;
 use crate::reply::{finite, object};
-use crate::request::{Params, sampler_name, sampling_numbers};
+use crate::request::Params;
+use crate::sampling::sampling_numbers;
 
 pub(crate) fn progress_json(progress: &Progress) -> Value {
     json!({
@@ -41,11 +43,8 @@ pub(crate) fn sampling_json(sampling: &SamplingParams) -> Map<String, Value> {
     let mut out = Map::new();
     out.insert("seed".into(), json!(sampling.seed));
     out.extend(sampling_numbers(sampling));
-    let samplers: Vec<&str> = sampling
-        .samplers
-        .iter()
-        .map(|kind| sampler_name(*kind))
-        .collect();
+    let samplers: Vec<&str> = sampling.samplers.iter().map(|kind| kind.name()).collect();
+    let grammar = sampling.grammar.as_ref();
     let biases: Vec<Value> = sampling
         .logit_bias
         .iter()
@@ -57,17 +56,10 @@ pub(crate) fn sampling_json(sampling: &SamplingParams) -> Map<String, Value> {
         "ignore_eos": sampling.ignore_eos,
         "logit_bias": biases,
         "samplers": samplers,
-        "top_n_sigma": -1.0,
-        "xtc_probability": 0.0,
-        "xtc_threshold": 0.1,
-        "dry_multiplier": 0.0,
-        "dry_base": 1.75,
-        "dry_allowed_length": 2,
-        "dry_penalty_last_n": 64,
-        "dry_sequence_breakers": ["\n", ":", "\"", "*"],
-        "mirostat": 0,
-        "mirostat_tau": 5.0,
-        "mirostat_eta": 0.1,
+        "grammar": constraint::shown(grammar),
+        "grammar_lazy": grammar.is_some_and(|grammar| grammar.triggers.is_some()),
+        "grammar_triggers": constraint::shown_triggers(grammar),
+        "dry_sequence_breakers": sampling.dry_sequence_breakers,
         "adaptive_target": -1.0,
         "adaptive_decay": 0.9,
         "tfs_z": 1.0,
@@ -89,9 +81,6 @@ pub(crate) fn settings_json(params: &Params, seed: u32, model: &Model) -> Value 
         "n_keep": params.n_keep,
         "n_discard": 0,
         "stream": params.stream,
-        "grammar": "",
-        "grammar_lazy": false,
-        "grammar_triggers": [],
         "preserved_tokens": [],
         "chat_format": "Content-only",
         "reasoning_format": "none",

@@ -2,7 +2,7 @@
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{GrammarError, Vocabulary};
 use crate::protocol::GrammarText;
@@ -100,23 +100,24 @@ fn is_blank(text: &[u8]) -> bool {
 
 /// The schema with our choices where JSON Schema leaves some.
 fn schema(text: &str) -> Result<Value, GrammarError> {
-    let mut schema = match serde_json::from_str(text) {
-        Ok(Value::Object(schema)) => schema,
-        Ok(Value::Bool(true)) => serde_json::Map::new(),
-        Ok(other) => {
-            return Err(GrammarError::Refused(format!(
-                "a schema is an object, found `{other}`"
-            )));
-        }
-        Err(error) => return Err(GrammarError::Refused(format!("not JSON: {error}"))),
-    };
+    match serde_json::from_str(text) {
+        Ok(Value::Object(schema)) => Ok(with_choices(schema)),
+        Ok(Value::Bool(true)) => Ok(with_choices(Map::new())),
+        Ok(other) => Err(GrammarError::Refused(format!(
+            "a schema is an object, found `{other}`"
+        ))),
+        Err(error) => Err(GrammarError::Refused(format!("not JSON: {error}"))),
+    }
+}
+
+pub(super) fn with_choices(mut schema: Map<String, Value>) -> Value {
     let choices = json!({
         "whitespace_pattern": WHITE_SPACE,
         "coerce_one_of": true,
         "lenient": true,
     });
     schema.insert("x-guidance".to_owned(), choices);
-    Ok(Value::Object(schema))
+    Value::Object(schema)
 }
 
 fn too_much(error: impl std::fmt::Display) -> GrammarError {

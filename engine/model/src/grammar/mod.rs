@@ -89,7 +89,13 @@ pub fn check(
         GrammarText::JsonSchema(_) => {
             Guided::new(&grammar.text, vocabulary::bytes_only()?.factory()).map(drop)
         }
-        GrammarText::Lark(_) => Guided::new(&grammar.text, vocabulary()?.factory()).map(drop),
+        // Its own vocabulary only for those that name tokens of it.
+        GrammarText::Lark(_) => {
+            let plain = Guided::new(&grammar.text, vocabulary::bytes_only()?.factory());
+            plain
+                .or_else(|_| Guided::new(&grammar.text, vocabulary()?.factory()))
+                .map(drop)
+        }
     }
 }
 
@@ -108,6 +114,34 @@ fn check_size(grammar: &Grammar) -> Result<(), GrammarError> {
         true => Err(GrammarError::Triggers),
         false => Ok(()),
     }
+}
+
+/// Whether an answer may be exactly `text`, whatever the vocabulary.
+///
+/// # Errors
+/// When the grammar can't be followed.
+pub fn matches(grammar: &Grammar, text: &str) -> Result<bool, GrammarError> {
+    let mut constraint = Constraint::new(grammar, vocabulary::bytes_only()?, &[])?;
+    for byte in text.bytes() {
+        let token = u32::from(byte);
+        if !constraint.allows(token)? {
+            return Ok(false);
+        }
+        constraint.accept(token)?;
+    }
+    match constraint.waiting {
+        Some(_) => Ok(true),
+        None => constraint.machine.may_end(),
+    }
+}
+
+/// A JSON schema as the right side of a Lark rule, with the choices that schemas get here.
+pub fn json_rule(schema: &serde_json::Value) -> String {
+    let schema = match schema {
+        serde_json::Value::Object(schema) => schema.clone(),
+        _ => serde_json::Map::new(),
+    };
+    format!("%json {}", guidance::with_choices(schema))
 }
 
 /// What an answer may become, after the tokens it has.

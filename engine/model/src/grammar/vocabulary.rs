@@ -113,9 +113,10 @@ impl Vocabulary {
 }
 
 /// One token for each byte: enough to see whether a schema can be followed.
-pub(super) fn bytes_only() -> Result<&'static Vocabulary, GrammarError> {
-    static BYTES: OnceLock<Result<Vocabulary, GrammarError>> = OnceLock::new();
-    let made =
-        BYTES.get_or_init(|| Vocabulary::of(ApproximateTokEnv::single_byte_env(), vec![], vec![]));
+pub(super) fn bytes_only() -> Result<&'static Arc<Vocabulary>, GrammarError> {
+    static BYTES: OnceLock<Result<Arc<Vocabulary>, GrammarError>> = OnceLock::new();
+    let made = BYTES.get_or_init(|| {
+        Vocabulary::of(ApproximateTokEnv::single_byte_env(), vec![], vec![]).map(Arc::new)
+    });
     made.as_ref().map_err(Clone::clone)
 }

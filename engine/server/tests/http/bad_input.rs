@@ -87,28 +87,114 @@ fn wrong_fields() {
         ),
         (
             "/completion",
-            json!({ "prompt": "x", "grammar": "root ::= \"a\"" }),
-            "'grammar': not supported",
+            json!({ "prompt": "x", "grammar": "root ::= [a" }),
+            "'grammar': line 1, column 10: this `[` is never closed",
         ),
         (
             "/completion",
-            json!({ "prompt": "x", "json_schema": {} }),
+            json!({ "prompt": "x", "grammar": "root ::= b" }),
+            "rule `b` is not defined",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "grammar": "%llguidance {}\nstart: nothing" }),
+            "'grammar'",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "grammar": 5 }),
+            "'grammar'",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "grammar": "root ::= \"a\"", "json_schema": {} }),
+            "'json_schema': excludes `grammar`",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "grammar": "root ::= \"a\"", "grammar_lazy": true }),
+            "'grammar_triggers'",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "grammar": format!("root ::= {}\"a\"{}", "(".repeat(9999), ")".repeat(9999)) }),
+            "groups inside each other",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "json_schema": 123 }),
             "'json_schema'",
         ),
         (
             "/completion",
-            json!({ "prompt": "x", "mirostat": 2 }),
-            "'mirostat'",
+            json!({ "prompt": "x", "json_schema": { "type": "hiccup" } }),
+            "'json_schema'",
+        ),
+        (
+            chat,
+            json!({ "messages": [{ "role": "user", "content": "x" }], "response_format": { "type": "sound" } }),
+            "'response_format': found `sound`",
+        ),
+        (
+            chat,
+            json!({ "messages": [{ "role": "user", "content": "x" }], "response_format": { "type": 123 } }),
+            "'response_format'",
+        ),
+        (
+            chat,
+            json!({ "messages": [{ "role": "user", "content": "x" }], "response_format": { "type": "json_object", "schema": 123 } }),
+            "'response_format'",
+        ),
+        (
+            chat,
+            json!({ "messages": [{ "role": "user", "content": "x" }], "response_format": { "type": "json_schema", "json_schema": {} } }),
+            "`json_schema.schema` is missing",
+        ),
+        (
+            chat,
+            json!({
+                "messages": [{ "role": "user", "content": "x" }], "grammar": "root ::= \"a\"",
+                "tools": [{ "type": "function", "function": { "name": "f" } }],
+            }),
+            "'grammar': excludes `tools`",
+        ),
+        (
+            chat,
+            json!({
+                "messages": [{ "role": "user", "content": "x" }],
+                "tools": [{ "type": "function", "function": { "name": "f", "parameters": { "type": "x" } } }],
+            }),
+            "'tools'",
         ),
         (
             "/completion",
-            json!({ "prompt": "x", "dry_multiplier": 0.8 }),
-            "'dry_multiplier'",
+            json!({ "prompt": "x", "mirostat": 3 }),
+            "'mirostat': found 3",
         ),
         (
             "/completion",
-            json!({ "prompt": "x", "xtc_probability": 0.5 }),
-            "'xtc_probability'",
+            json!({ "prompt": "x", "dry_sequence_breakers": [] }),
+            "'dry_sequence_breakers'",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "dry_sequence_breakers": "x" }),
+            "'dry_sequence_breakers'",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "dry_penalty_last_n": -2 }),
+            "'dry_penalty_last_n'",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "samplers": [1] }),
+            "'samplers'",
+        ),
+        (
+            "/completion",
+            json!({ "prompt": "x", "adaptive_target": 0.5 }),
+            "'adaptive_target'",
         ),
         (
             "/completion",
@@ -154,11 +240,6 @@ fn wrong_fields() {
             chat,
             json!({ "messages": user, "top_logprobs": 3 }),
             "'top_logprobs'",
-        ),
-        (
-            chat,
-            json!({ "messages": user, "response_format": { "type": "json_object" } }),
-            "'response_format'",
         ),
         (
             chat,

@@ -1,0 +1,142 @@
+//! The form of tool calls as a grammar: `<tool_call>\n{"name": …, "arguments": {…}}\n</tool_call>`, one block for each call.
+//!
+//! Where a call is required the grammar holds from the first token; otherwise the answer is free until it says `<tool_call>`.
+//! Each tool's arguments follow its own schema, in a document of its own, so that its `$ref`s mean what they say.
+
+use bitnet_model::grammar::json_rule;
+use bitnet_model::protocol::{Grammar, GrammarText, Triggers};
+use serde_json::{Value, json};
+
+use super::{Tool, ToolChoice, ToolUse};
+
+/// What opens a call.
+const OPENING: &str = "<tool_call>";
+
+/// The grammar of an answer that may or must call. `schema`: what the answer must fit when it does not call.
+pub(crate) fn tool_grammar(tools: &ToolUse, schema: Option<&Value>) -> Grammar {
+    let callable: Vec<&Tool> = match &tools.choice {
+        ToolChoice::Named(name) => tools.tools.iter().filter(|it| it.name == *name).collect(),
+        _ => tools.tools.iter().collect(),
+    };
+    let is_free = tools.choice == ToolChoice::Auto;
+    let schema = schema.filter(|_| is_free);
+    let calls = match tools.parallel {
+        true => "call (\"\\n\" call)*",
+        false => "call",
+    };
+    let mut rules = match schema {
+        Some(schema) => format!("start: {calls} | text\ntext: {}\n", json_rule(schema)),
+        None => format!("start: {calls}\n"),
+    };
+    let names: Vec<String> = (0..callable.len()).map(|i| format!("call_{i}")).collect();
+    rules += &format!("call: {}\n", names.join(" | "));
+    for (i, tool) in callable.iter().enumerate() {
+        let name = json!(tool.name).to_string();
+        let before = json!(format!("{OPENING}\n{{\"name\": {name}, \"arguments\": ")).to_string();
+        let after = json!("}\n</tool_call>").to_string();
+        rules += &format!("call_{i}: {before} arguments_{i} {after}\n");
+        rules += &format!("arguments_{i}: {}\n", json_rule(&arguments(tool)));
+    }
+    Grammar {
+        text: GrammarText::Lark(rules),
+        triggers: (is_free && schema.is_none()).then(|| Triggers {
+            words: vec![OPENING.to_owned()],
+            tokens: Vec::new(),
+        }),
+    }
+}
+
+/// The schema of a tool's arguments: always an object.
+fn arguments(tool: &Tool) -> Value {
+    let mut schema = tool.parameters.clone();
+    match &mut schema {
+        Value::Object(map) => {
+            let says_what = ["type", "$ref", "anyOf", "oneOf", "allOf"];
+            if !says_what.iter().any(|key| map.contains_key(*key)) {
+                map.insert("type".to_owned(), json!("object"));
+            }
+            schema
+        }
+        _ => json!({ "type": "object" }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tools(choice: ToolChoice, parallel: bool) -> ToolUse {
+        let tool = |name: &str, parameters: Value| Tool {
+            name: name.to_owned(),
+            description: None,
+            parameters,
+        };
+        let place = json!({
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "type": "object",
+            "properties": { "city": { "$ref": "#/$defs/city" } },
+            "required": ["city"],
+            "additionalProperties": false,
+            "$defs": { "city": { "enum": ["Rome", "Oslo"] } },
+        });
+        ToolUse {
+            tools: vec![tool("weather", place), tool("do \"it\"", json!({}))],
+            choice,
+            parallel,
+        }
+    }
+
+    /// Whether an answer may be this text, by single bytes.
+    fn accepts(grammar: &Grammar, text: &str) -> bool {
+        bitnet_model::grammar::matches(grammar, text)
+            .unwrap_or_else(|error| panic!("{error}: {grammar:?}"))
+    }
+
+    const ROME: &str =
+        "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
+    const IT: &str = "<tool_call>\n{\"name\": \"do \\\"it\\\"\", \"arguments\": {}}\n</tool_call>";
+
+    #[test]
+    fn a_required_call_is_all_there_is() {
+        let grammar = tool_grammar(&tools(ToolChoice::Required, true), None);
+        let both = format!("{ROME}\n{IT}");
+        for (text, expected) in [
+            (ROME, true),
+            (IT, true),
+            (&both, true),
+            ("", false),
+            ("Hello", false),
+            (&ROME.replace("Rome", "Paris"), false),
+            (&ROME.replace("weather", "wether"), false),
+            (&ROME[..ROME.len() - 1], false),
+            (&format!("{ROME} and"), false),
+        ] {
+            assert_eq!(accepts(&grammar, text), expected, "{text}");
+        }
+        let one = tool_grammar(&tools(ToolChoice::Required, false), None);
+        assert!(accepts(&one, ROME) && !accepts(&one, &both));
+        let named = tool_grammar(&tools(ToolChoice::Named("weather".to_owned()), true), None);
+        assert!(accepts(&named, ROME) && !accepts(&named, IT));
+    }
+
+    #[test]
+    fn an_automatic_call_may_come_after_any_text() {
+        let grammar = tool_grammar(&tools(ToolChoice::Auto, true), None);
+        let said = format!("Let me look.\n{ROME}");
+        for (text, expected) in [
+            ("", true),
+            ("Hello <tool", true),
+            (ROME, true),
+            (&said, true),
+            ("so: <tool_call>\nno", false),
+            (&format!("{said} and"), false),
+        ] {
+            assert_eq!(accepts(&grammar, text), expected, "{text}");
+        }
+        let schema = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"] });
+        let bound = tool_grammar(&tools(ToolChoice::Auto, true), Some(&schema));
+        for (text, expected) in [("{\"a\": 5}", true), (ROME, true), ("Hello", false)] {
+            assert_eq!(accepts(&bound, text), expected, "{text}");
+        }
+    }
+}
