@@ -488,7 +488,7 @@ impl Projection {
     pub(super) fn apply(
         &self,
         kernel: Kernel,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         x: &QuantRows,
         out: &mut [&mut [f32]],
     ) {
