@@ -166,7 +166,7 @@ pub(crate) fn plan(
     let kernel = choose_kernel(host, settings)?;
     let pin = choose_pin(host, settings);
     let prefill_batch = choose_batch(settings);
-    let kv_type = choose_kv_type(settings);
+    let mut kv_type = choose_kv_type(settings);
     let mut head = choose_head(facts, settings, &mut warnings);
     let mut sizes = Sizes {
         facts,
@@ -189,6 +189,15 @@ pub(crate) fn plan(
         sizes.head = HeadMode::Full;
         warnings.truncate(n_warnings);
         room = choose_slots(&sizes, settings, &mut warnings);
+    }
+    let is_full = matches!(room, Err(PlanError::Memory { .. }));
+    if is_full && settings.kv_type.source == Source::Default {
+        // A cache of half the size is the last resort: it may change what is answered.
+        sizes.kv_type = KvType::Q8_0;
+        room = choose_slots(&sizes, settings, &mut warnings).or(room);
+        if room.is_ok() {
+            kv_type = Choice::new(KvType::Q8_0, Reason::NoRoomForF16);
+        }
     }
     let (slots, slot_context) = room?;
     warn_of_size(facts, settings, &mut warnings);
@@ -305,8 +314,13 @@ fn is_short(room: &Result<(Choice<usize>, Choice<usize>), PlanError>) -> bool {
 }
 
 fn choose_kv_type(settings: &Settings) -> Choice<KvType> {
-    let because = Reason::of(&settings.kv_type.source, Reason::Default);
-    Choice::new(settings.kv_type.value, because)
+    let setting = &settings.kv_type;
+    match (&setting.source, settings.use_case.value) {
+        (Source::Default, UseCase::MemoryEfficient) => {
+            Choice::new(KvType::Q8_0, Reason::of_use_case(&settings.use_case))
+        }
+        (source, _) => Choice::new(setting.value, Reason::of(source, Reason::Default)),
+    }
 }
 
 /// More than the system lets this process lock.

@@ -118,6 +118,8 @@ pub(crate) enum Reason {
     SmallWeights,
     /// The system gives no huge pages to those who ask.
     NoHugePages,
+    /// A cache of twice the size would not fit, however few its tokens.
+    NoRoomForF16,
     /// More would not fit into memory.
     FitsMemory {
         /// What would have been taken.
@@ -234,6 +236,7 @@ impl fmt::Display for Reason {
             Reason::LargeWeights { mb } => write!(f, "{mb} MB are read for every token"),
             Reason::SmallWeights => f.write_str("small weights"),
             Reason::NoHugePages => f.write_str("the system has no transparent huge pages"),
+            Reason::NoRoomForF16 => f.write_str("f16 would not fit into memory"),
             Reason::FitsMemory { wanted, budget_mb } => {
                 write!(f, "{wanted} would not fit into {budget_mb} MB")
             }

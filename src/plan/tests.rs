@@ -146,6 +146,33 @@ fn other_machines() {
 }
 
 #[test]
+fn the_cache_shrinks_by_use_case_or_as_a_last_resort() {
+    let kv = |limit_mb: u64, flags: &[(&'static str, &str)]| {
+        let mut machine = host("container-v2");
+        machine.limits.memory.as_mut().unwrap().bytes = limit_mb << 20;
+        plan(&machine, &facts_2b(), &settings(flags, &[])).map(|plan| {
+            assert!(plan.memory.total_bytes() <= plan.memory.budget.as_ref().unwrap().bytes);
+            (plan.kv_type.value, plan.kv_type.because.to_string())
+        })
+    };
+    let (f16, q8_0) = (KvType::F16, KvType::Q8_0);
+    assert_eq!(kv(4096, &[]).unwrap(), (f16, "default".to_owned()));
+    let efficient = ("use-case", "memory_efficient");
+    let found = kv(4096, &[efficient]).unwrap();
+    assert_eq!(found, (q8_0, "use case memory_efficient".to_owned()));
+    let found = kv(4096, &[efficient, ("kv-type", "f16")]).unwrap();
+    assert_eq!(found.0, f16);
+    // The smallest limit that f16 fits into, and one megabyte less.
+    let least = (1024..4096)
+        .find(|mb| kv(*mb, &[("kv-type", "f16")]).is_ok())
+        .unwrap();
+    assert_eq!(kv(least, &[]).unwrap().0, f16);
+    let found = kv(least - 1, &[]).unwrap();
+    assert_eq!(found, (q8_0, "f16 would not fit into memory".to_owned()));
+    assert!(kv(least - 1, &[("kv-type", "f16")]).is_err());
+}
+
+#[test]
 fn locking_more_than_allowed_is_a_warning() {
     let locked = |machine: &str| {
         let plan = planned(machine, &[("mlock", "on")]).unwrap();

@@ -205,7 +205,7 @@ pub(crate) const KEYS: &[Key] = &[
         MACHINE,
         "use-case",
         "NAME",
-        "high_performance (8 slots, 512-token prompt steps), balanced (4 slots, 128) or memory_efficient (1 slot of 2048 tokens, 64)",
+        "high_performance (8 slots, 512-token prompt steps), balanced (4 slots, 128) or memory_efficient (1 slot of 2048 tokens in q8_0, 64)",
     )
     .env(&["USE_CASE"])
     .default("balanced"),

@@ -22,7 +22,7 @@ use crate::host::Host;
 use crate::plan::{Plan, plan};
 use crate::settings::{Affinity, Dialect, Environment, Flags, Settings, environment};
 use profile::{Key, Measured, Profile, Setup};
-use search::{Aspect, Axis, Clock, Figure, Measure, Outcome, search};
+use search::{Alternatives, Aspect, Axis, Clock, Figure, Measure, Outcome, search};
 
 /// Time that `serve --tune` takes at most.
 pub(crate) const SHORT_BUDGET: Duration = Duration::from_secs(25);
@@ -311,7 +311,7 @@ impl Measure<Setup> for Lab<'_> {
 fn axes(host: &Host, facts: &ModelFacts, settings: &Settings, default: &Plan) -> Vec<Axis<Setup>> {
     let mut axes = Vec::new();
     let keep = possible(host, facts, settings);
-    let mut axis = |name, aspect, change: Box<dyn Fn(&Setup) -> Vec<Setup>>| {
+    let mut axis = |name, aspect, change: Alternatives<Setup>| {
         let keep = keep.clone();
         axes.push(Axis {
             name,

@@ -64,6 +64,9 @@ pub(crate) trait Measure<S> {
     fn progress(&mut self, what: &str);
 }
 
+/// Other setups, made from one.
+pub(crate) type Alternatives<S> = Box<dyn Fn(&S) -> Vec<S>>;
+
 /// One thing that can be changed.
 pub(crate) struct Axis<S> {
     /// Its name.
@@ -71,7 +74,7 @@ pub(crate) struct Axis<S> {
     /// What its measurements have to show.
     pub aspect: Aspect,
     /// Setups that differ from the given one along this axis only.
-    pub alternatives: Box<dyn Fn(&S) -> Vec<S>>,
+    pub alternatives: Alternatives<S>,
 }
 
 /// What came out.
@@ -265,10 +268,12 @@ mod tests {
 
     use super::*;
 
+    type Cost = dyn Fn(&(usize, usize)) -> f64;
+
     /// A machine with two knobs of five positions, whose speeds are a table with noise.
     struct Machine {
         /// Seconds of the true cost.
-        cost: Box<dyn Fn(&(usize, usize)) -> f64>,
+        cost: Box<Cost>,
         noise: f64,
         rng: StdRng,
         spent: f64,
