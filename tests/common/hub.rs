@@ -41,7 +41,8 @@ impl Request {
         self.path.starts_with("/api/")
     }
 
-    fn range(&self) -> Option<(usize, usize)> {
+    /// First and last byte asked for.
+    pub fn range(&self) -> Option<(usize, usize)> {
         let (first, last) = self
             .headers
             .get("range")?
