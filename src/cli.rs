@@ -77,6 +77,11 @@ pub(crate) enum Task {
     Health(HealthArgs),
     /// Measure how surprised a model is by a text, as llama.cpp does
     Perplexity(PerplexityArgs),
+    /// Make a GGUF file of a Hugging Face directory, or of a GGUF file in another ternary packing
+    #[command(after_help = CONVERT_EXAMPLES)]
+    Convert(ConvertArgs),
+    /// Show what is in a GGUF file, what is known to be wrong with it, and the memory it needs
+    Inspect(InspectArgs),
     /// Write a GGUF file with random ternary weights, for tests and measurements
     Synth(SynthArgs),
     /// Print shell completions
@@ -258,6 +263,69 @@ pub(crate) struct PerplexityArgs {
     /// One JSON object instead of a line
     #[arg(long)]
     pub json: bool,
+}
+
+const CONVERT_EXAMPLES: &str = "Examples:
+  bitnet-launch convert bitnet-b1.58-2B-4T-bf16 -o 2b4t.gguf            master weights to I2_S
+  bitnet-launch convert Falcon3-3B-Instruct-1.58bit -o falcon3.gguf     packed weights to I2_S
+  bitnet-launch convert 2b4t.gguf --outtype tq2_0 -o 2b4t-tq2.gguf      another packing, the same weights
+  bitnet-launch convert arm.gguf --i2s-layout 64 -o fixed.gguf          a file that bitnet.cpp made on ARM since 2026";
+
+/// Flags of `convert`.
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// A Hugging Face directory (config.json, *.safetensors, tokenizer), or a GGUF file
+    pub source: PathBuf,
+    /// File to write; it appears when it is whole, and replaces one of this name
+    #[arg(long, short)]
+    pub output: PathBuf,
+    /// Packing of the ternary weights: i2_s for this program and bitnet.cpp, tq2_0 or tq1_0 for llama.cpp, tl1 or tl2 for
+    /// bitnet.cpp built with these kernels
+    #[arg(long, default_value = "i2_s", value_parser = names(bitnet_model::convert::OUTTYPES))]
+    pub outtype: String,
+    /// Type of embedding and output head, for a Hugging Face directory [default: f16]
+    #[arg(long, value_parser = names(bitnet_model::convert::EMBEDDING_TYPES))]
+    pub embedding_type: Option<String>,
+    /// Tile sizes of TL1 or TL2 matrices, to read and to write [default: the file's, or bitnet.cpp's presets]
+    #[arg(long, value_name = "ROWSxCOLS=BM/BK", value_delimiter = ',')]
+    pub lookup_tiles: Vec<String>,
+    /// How text is cut, in place of what tokenizer.json says
+    #[arg(long, value_name = "NAME")]
+    pub pre_tokenizer: Option<String>,
+    /// A Jinja file with the chat template, in place of the source's
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// The weights are masters of a model trained as BitNet b1.58, though its config.json doesn't say so
+    #[arg(long)]
+    pub absmean: bool,
+    /// Order of the codes in the source's I2_S tensors: 128 as Microsoft's files, 64 as bitnet.cpp writes on ARM since 2026
+    #[arg(long, default_value_t = 128, value_parser = clap::builder::TypedValueParser::map(clap::builder::PossibleValuesParser::new(["64", "128"]), |text: String| text.parse::<u32>().unwrap_or(128)))]
+    pub i2s_layout: u32,
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A GGUF file
+    pub file: PathBuf,
+    /// One JSON object instead of a report
+    #[arg(long)]
+    pub json: bool,
+    /// Read the whole file: SHA-256, every code, exact shares
+    #[arg(long)]
+    pub verify: bool,
+    /// List every key and every tensor
+    #[arg(long)]
+    pub all: bool,
+    /// Tile sizes of TL1 or TL2 matrices, in place of bitnet.cpp's presets
+    #[arg(long, value_name = "ROWSxCOLS=BM/BK", value_delimiter = ',')]
+    pub lookup_tiles: Vec<String>,
+}
+
+fn names(
+    table: &'static [(&'static str, bitnet_model::gguf::TensorType)],
+) -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(table.iter().map(|entry| entry.0))
 }
 
 /// Flags of `synth`.

@@ -3,11 +3,13 @@
 mod bench;
 mod chat;
 mod cli;
+mod convert;
 mod demo;
 mod doctor;
 mod engine_main;
 mod health;
 mod host;
+mod inspect;
 mod interrupt;
 mod listen;
 mod llama_argv;
@@ -118,6 +120,8 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Some(Task::Tune(args)) => tune::run(&args),
         Some(Task::Health(args)) => health::run(&args, &settings::environment()),
         Some(Task::Perplexity(args)) => perplexity::run(args),
+        Some(Task::Convert(args)) => convert::run(&args),
+        Some(Task::Inspect(args)) => inspect::run(&args),
         Some(Task::Synth(args)) => synth::run(&args),
         Some(Task::Completions { shell }) => {
             let mut script = Vec::new();

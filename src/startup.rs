@@ -102,6 +102,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(e) = cause.downcast_ref::<PlanError>() {
             return e.hint();
         }
+        if let Some(e) = cause.downcast_ref::<bitnet_model::convert::ConvertError>() {
+            return e.hint();
+        }
         if let Some(e) = cause.downcast_ref::<bitnet_model::facts::FactsError>() {
             return e.hint().map(str::to_owned);
         }

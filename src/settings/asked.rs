@@ -144,6 +144,9 @@ impl Asked {
                 rope_freq_base: self
                     .or("rope-freq-base", None, values::rope_freq_base)?
                     .value,
+                lookup_tiles: self
+                    .or("lookup-tiles", Vec::new(), values::lookup_tiles)?
+                    .value,
             },
             kernel: self.optional("kernel", values::kernel)?,
             head: self.optional("head", values::head)?,

@@ -158,6 +158,12 @@ pub(crate) const KEYS: &[Key] = &[
     )
     .default("by architecture and file"),
     value(MODEL, "pre-tokenizer", "NAME", "Pre-tokenizer in place of tokenizer.ggml.pre").default("the file's"),
+    list(
+        MODEL,
+        "lookup-tiles",
+        "ROWSxCOLS=BM/BK",
+        "Tile sizes of a TL1 or TL2 file made by bitnet.cpp with other than its preset ones",
+    ),
     value(MODEL, "rope-freq-base", "HZ", "RoPE base frequency in place of the file's")
         .env(&["LLAMA_ARG_ROPE_FREQ_BASE"])
         .default("the file's"),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bitnet_model::convert::lookup::Tiles;
 use bitnet_model::grammar::GrammarError;
 use bitnet_model::protocol::{
     Activation, Grammar, GrammarText, HeadMode, KvType, Pooling, SamplerKind, WeightsHome,
@@ -250,6 +251,11 @@ pub(super) fn keep(text: &str) -> Read<i64> {
 /// `15043+1` and `15043-1`, several separated by commas.
 pub(super) fn logit_bias(text: &str) -> Read<Vec<(u32, f32)>> {
     list(text)?.iter().map(|item| one_bias(item)).collect()
+}
+
+/// `2560x6912=256/96`, several separated by commas.
+pub(super) fn lookup_tiles(text: &str) -> Read<Vec<Tiles>> {
+    list(text)?.iter().map(|item| item.parse()).collect()
 }
 
 fn one_bias(item: &str) -> Read<(u32, f32)> {

@@ -10,6 +10,8 @@ use std::fmt;
 
 use bitnet_kernels::Packing;
 
+use crate::convert::lookup::Tiles;
+use crate::convert::tiles_of;
 use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType, Value, grouped};
 use crate::protocol::{Activation, KvType, Overrides, Pooling};
 
@@ -17,7 +19,13 @@ use crate::protocol::{Activation, KvType, Overrides, Pooling};
 pub const TERNARY_BLOCK: usize = 128;
 
 /// Types a ternary matrix may have in the file; all become I2_S when loaded.
-pub const TERNARY_TYPES: &[TensorType] = &[TensorType::I2S, TensorType::TQ1_0, TensorType::TQ2_0];
+pub const TERNARY_TYPES: &[TensorType] = &[
+    TensorType::I2S,
+    TensorType::TQ1_0,
+    TensorType::TQ2_0,
+    TensorType::TL1,
+    TensorType::TL2,
+];
 
 /// Types of the token embedding and the output head.
 pub const DENSE_TYPES: &[TensorType] = &[
@@ -187,7 +195,7 @@ impl Linear {
         format!("blk.{layer}.{}_norm_in.weight", self.stem())
     }
 
-    fn may_have_bias(self) -> bool {
+    pub(crate) fn may_have_bias(self) -> bool {
         matches!(self, Linear::Q | Linear::K | Linear::V | Linear::AttnOutput)
     }
 }
@@ -297,6 +305,8 @@ pub struct ModelFacts {
     pub embedding_bytes: u64,
     /// Norms and biases as f32.
     pub vector_bytes: u64,
+    /// Tile sizes of TL1 and TL2 matrices beyond the presets.
+    pub lookup_tiles: Vec<Tiles>,
     /// What was decided against or without the file, one sentence each; worth a log line.
     pub notes: Vec<String>,
 }
@@ -370,12 +380,9 @@ impl FactsError {
 /// What to do about a linear of this type.
 fn type_hint(found: TensorType) -> Option<&'static str> {
     match found {
-        TensorType::TL1 | TensorType::TL2 => Some(
-            "this program packs TL1 and TL2 itself when it loads a model; use the model's I2_S file",
+        TensorType::F32 | TensorType::F16 | TensorType::BF16 => Some(
+            "the weights are not packed; make a file of its repository with `bitnet-launch convert`",
         ),
-        TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
-            Some("the weights are not packed; convert the model to I2_S first")
-        }
         TensorType::Q2_0 | TensorType::Q1_0 => Some(
             "scales per group of weights cannot be held exactly; a file with one scale per matrix is needed",
         ),
@@ -812,6 +819,7 @@ impl Keys<'_> {
             head_bytes: 0,
             embedding_bytes: 0,
             vector_bytes: 0,
+            lookup_tiles: [overrides.lookup_tiles.clone(), tiles_of(self.gguf)].concat(),
             notes: Vec::new(),
         })
     }
@@ -1458,11 +1466,7 @@ mod tests {
             ),
             (
                 model("bitnet").tensor("blk.0.attn_k.weight", &[128, 64], TensorType::F16),
-                "tensor `blk.0.attn_k.weight` is F16, expected I2_S, TQ1_0, TQ2_0",
-            ),
-            (
-                model("bitnet").tensor("blk.0.attn_k.weight", &[128, 64], TensorType::TL1),
-                "tensor `blk.0.attn_k.weight` is TL1, expected I2_S, TQ1_0, TQ2_0",
+                "tensor `blk.0.attn_k.weight` is F16, expected I2_S, TQ1_0, TQ2_0, TL1, TL2",
             ),
             (
                 model("bitnet").tensor(TOKEN_EMBD, &[128, 8], TensorType::I2S),
@@ -1483,8 +1487,7 @@ mod tests {
                 .unwrap_err();
             error.hint().unwrap()
         };
-        assert!(hint(TensorType::TL1).contains("I2_S file"));
-        assert!(hint(TensorType::F16).contains("convert the model to I2_S"));
+        assert!(hint(TensorType::F16).contains("bitnet-launch convert"));
         assert!(hint(TensorType::Q2_0).contains("group"));
     }
 }

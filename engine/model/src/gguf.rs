@@ -310,6 +310,24 @@ pub enum Element {
 }
 
 impl Element {
+    /// The number in the file.
+    pub(crate) fn id(self) -> u32 {
+        match self {
+            Element::U8 => 0,
+            Element::I8 => 1,
+            Element::U16 => 2,
+            Element::I16 => 3,
+            Element::U32 => 4,
+            Element::I32 => 5,
+            Element::F32 => 6,
+            Element::Bool => 7,
+            Element::String => 8,
+            Element::U64 => 10,
+            Element::I64 => 11,
+            Element::F64 => 12,
+        }
+    }
+
     /// Bytes of one element; `None` for strings.
     fn bytes(self) -> Option<usize> {
         match self {
@@ -371,6 +389,11 @@ impl Array {
     /// True without elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// All elements as the file holds them: numbers one after the other, strings with their lengths in front.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The strings' bytes (UTF-8 is not checked); empty for other element types.
@@ -1160,7 +1183,7 @@ impl Reader<'_> {
 }
 
 /// A number with thousands separators, for messages.
-pub(crate) fn grouped(n: u64) -> String {
+pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (i, digit) in digits.chars().enumerate() {

@@ -1,11 +1,13 @@
 //! A BitNet b1.58 engine: GGUF file in, tokens out. Threads and files, no sockets, no async.
 
 pub mod chores;
+pub mod convert;
 pub mod engine;
 pub mod facts;
 pub mod gguf;
 pub mod grammar;
 pub mod graph;
+pub mod inspect;
 pub mod kv;
 pub mod os;
 pub mod perplexity;

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::convert::lookup::Tiles;
+
 /// Longest frame either side accepts, in bytes.
 pub const MAX_FRAME_BYTES: usize = 64 << 20;
 /// Most numbers in one `FromEngine::Embedding`; at 17 characters each they are far from filling a frame.
@@ -93,6 +95,9 @@ pub struct Overrides {
     pub pre_tokenizer: Option<String>,
     /// RoPE base frequency in place of the file's.
     pub rope_freq_base: Option<f32>,
+    /// Tile sizes of TL1 and TL2 matrices, which their files don't name.
+    #[serde(default)]
+    pub lookup_tiles: Vec<Tiles>,
 }
 
 /// Gate activation of the feed-forward block.

@@ -1,10 +1,14 @@
 //! Turns tensors of a file into what the kernels compute with. I2_S and dense tensors stay where they are in the mapped
-//! file; TQ1_0 and TQ2_0 are rewritten as I2_S, which loses nothing when all blocks of a tensor share one scale.
+//! file; TQ1_0 and TQ2_0 are rewritten as I2_S, which loses nothing when all blocks of a tensor share one scale; so are
+//! bitnet.cpp's TL1 and TL2.
 
 use bitnet_kernels::{
     DenseMatrix, DenseType, MatrixError, PackedMatrix, SharedBytes, bf16_to_f32, f16_to_f32,
 };
 
+use crate::convert::lookup::Tiles;
+use crate::convert::packings::{I2sLayout, PackError, Trits, i2_s_codes};
+use crate::convert::{exact_scale, refined_scale};
 use crate::facts::{
     self, DENSE_TYPES, FactsError, Linear, ModelFacts, Norm, OUTPUT_NORM, ROPE_FREQS,
     TERNARY_TYPES, TOKEN_EMBD, VECTOR_TYPES,
@@ -43,6 +47,8 @@ pub enum TensorError {
         ty: TensorType,
         block: usize,
     },
+    #[error("tensor `{name}`: {source}")]
+    Packing { name: String, source: PackError },
     #[error("tensor `{name}` holds {found} at index {}", grouped(*index as u64))]
     NotFinite {
         name: String,
@@ -68,7 +74,13 @@ impl TensorError {
             } => {
                 Some("`--kernel i2_s` takes the weights as they are; a sound file has no such code")
             }
-            TensorError::Matrix { .. } => None,
+            TensorError::Packing {
+                source: PackError::Tiles(_),
+                ..
+            } => Some(
+                "the tile sizes are not in the file: name those it was made with, `--lookup-tiles ROWSxCOLS=BM/BK`",
+            ),
+            TensorError::Matrix { .. } | TensorError::Packing { .. } => None,
         }
     }
 }
@@ -84,7 +96,13 @@ pub fn linear(
     linear: Linear,
 ) -> Result<PackedMatrix, TensorError> {
     let (rows, cols) = facts.linear_shape(linear);
-    ternary(gguf, &linear.weight_name(layer), rows, cols)
+    ternary(
+        gguf,
+        &linear.weight_name(layer),
+        rows,
+        cols,
+        &facts.lookup_tiles,
+    )
 }
 
 /// The bias of one of the attention's linears, `[rows]`; few models have any.
@@ -160,7 +178,8 @@ pub fn rope_factors(gguf: &Gguf, facts: &ModelFacts) -> Result<Option<Vec<f32>>,
     optional_vector(gguf, ROPE_FREQS, facts.rope.dims / 2)
 }
 
-/// A ternary matrix by name. A one-element tensor `….scale` beside it is multiplied onto its scale.
+/// A ternary matrix by name; `tiles` of TL1 and TL2 shapes. A one-element tensor `….scale` beside it is multiplied onto its
+/// scale.
 ///
 /// # Errors
 /// When the tensor is missing, of another shape or type, or its content isn't ternary with one scale.
@@ -169,12 +188,17 @@ pub fn ternary(
     name: &str,
     rows: usize,
     cols: usize,
+    tiles: &[Tiles],
 ) -> Result<PackedMatrix, TensorError> {
     let info = facts::check(gguf, name, &[cols as u64, rows as u64], TERNARY_TYPES)?;
     let data = gguf.data(info);
     let (codes, scale) = match info.ty {
         TensorType::I2S => i2_s_parts(&data, rows * cols / 4),
-        _ => tq_to_i2_s(info, &data, rows * cols / 4)?,
+        TensorType::TL1 | TensorType::TL2 => lookup_to_i2_s(info, &data, tiles)?,
+        _ => {
+            let (codes, scale) = tq_to_i2_s(info, &data, rows * cols / 4)?;
+            (codes, refined_scale(scale, exact_scale(gguf, name)))
+        }
     };
     let scale = scale * extra_scale(gguf, name)?;
     if !scale.is_finite() || scale < 0.0 {
@@ -274,6 +298,26 @@ fn i2_s_parts(data: &SharedBytes, code_bytes: usize) -> (SharedBytes, f32) {
     let tail = slice(code_bytes..code_bytes + 4);
     let scale = f32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
     (slice(0..code_bytes), scale)
+}
+
+fn lookup_to_i2_s(
+    info: &TensorInfo,
+    data: &[u8],
+    tiles: &[Tiles],
+) -> Result<(SharedBytes, f32), TensorError> {
+    let shape = (info.rows() as usize, info.cols() as usize);
+    let unpack = || {
+        let tiles = Tiles::find(info.ty, shape.0, shape.1, tiles)?;
+        let layout = I2sLayout::default();
+        Trits::unpack(info.ty, data, shape, layout, Some(tiles), None)
+    };
+    let trits = unpack().map_err(|source| TensorError::Packing {
+        name: info.name.clone(),
+        source,
+    })?;
+    let mut codes = Vec::with_capacity(trits.weights.len() / 4);
+    i2_s_codes(&trits.weights, &mut codes);
+    Ok((SharedBytes::new(codes), trits.scale))
 }
 
 fn tq_to_i2_s(
@@ -436,7 +480,7 @@ mod tests {
             (TensorType::TQ1_0, tq1_0(&expected, 0.75)),
             (TensorType::TQ2_0, tq2_0(&expected, 0.75)),
         ] {
-            let matrix = ternary(&file("w", &[512, 3], ty, &data), "w", 3, 512).unwrap();
+            let matrix = ternary(&file("w", &[512, 3], ty, &data), "w", 3, 512, &[]).unwrap();
             assert_eq!(unpack(&matrix), expected, "{ty}");
             assert_eq!(matrix.scale(), 0.75);
         }
@@ -450,7 +494,7 @@ mod tests {
             (TensorType::TQ2_0, tq2_0),
         ] {
             let pair = |d| [encode(&expected[..256], 0.5), encode(&expected[256..], d)].concat();
-            let load = |data: &[u8]| ternary(&file("w", &[512, 1], ty, data), "w", 1, 512);
+            let load = |data: &[u8]| ternary(&file("w", &[512, 1], ty, data), "w", 1, 512, &[]);
             match load(&pair(0.25)) {
                 Err(TensorError::Scales {
                     first,
@@ -473,8 +517,14 @@ mod tests {
     fn the_fourth_code_of_tq2_0_is_refused() {
         let mut data = tq2_0(&weights(256), 1.0);
         data[7] |= 0b11 << 4;
-        let error =
-            ternary(&file("w", &[256, 1], TensorType::TQ2_0, &data), "w", 1, 256).unwrap_err();
+        let error = ternary(
+            &file("w", &[256, 1], TensorType::TQ2_0, &data),
+            "w",
+            1,
+            256,
+            &[],
+        )
+        .unwrap_err();
         assert!(
             matches!(error, TensorError::NotTernary { block: 0, .. }),
             "{error}"
@@ -493,7 +543,7 @@ mod tests {
             ("blk.0.attn_q.weight", &[128, 1], TensorType::I2S, &data),
             ("blk.0.attn_q.scale", &[1], TensorType::F32, &extra),
         ]);
-        let matrix = ternary(&gguf, "blk.0.attn_q.weight", 1, 128).unwrap();
+        let matrix = ternary(&gguf, "blk.0.attn_q.weight", 1, 128, &[]).unwrap();
         assert_eq!(matrix.scale(), 2.0 * 1.2188548);
         let weights = unpack(&matrix);
         let set: Vec<(usize, i8)> = weights
@@ -505,13 +555,51 @@ mod tests {
     }
 
     #[test]
+    fn lookup_layouts_become_the_same_weights() {
+        let (rows, cols) = (128, 512);
+        let trits = Trits {
+            rows,
+            cols,
+            weights: weights(rows * cols),
+            scale: 1.2188548,
+        };
+        for ty in [TensorType::TL1, TensorType::TL2] {
+            let tiles = Tiles::find_or_choose(ty, rows, cols, &[]).unwrap();
+            let mut data = Vec::new();
+            trits.pack(ty, Some(tiles), &mut data).unwrap();
+            let mut header = Header::default();
+            header.str("general.architecture", "bitnet");
+            header.u32("general.file_type", 39);
+            header.tensor("w", &[cols as u64, rows as u64], ty);
+            let mut bytes = header.bytes();
+            bytes.extend_from_slice(&data);
+            let gguf = Gguf::from_bytes(SharedBytes::new(bytes)).unwrap();
+            let matrix = ternary(&gguf, "w", rows, cols, &[tiles]).unwrap();
+            assert_eq!(unpack(&matrix), trits.weights, "{ty}");
+            assert_eq!(matrix.scale(), trits.scale);
+            let error = ternary(&gguf, "w", rows, cols, &[]).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("tensor `w`: no tile sizes are known for {ty} matrices of 128 x 512")
+            );
+            assert!(error.hint().unwrap().contains("--lookup-tiles"));
+        }
+    }
+
+    #[test]
     fn bad_scales_and_norms_are_refused() {
         for scale in [f32::NAN, f32::INFINITY, -1.0] {
             let mut data = vec![0x55; 32];
             data.extend_from_slice(&scale.to_le_bytes());
             data.resize(64, 0);
-            let error =
-                ternary(&file("w", &[128, 1], TensorType::I2S, &data), "w", 1, 128).unwrap_err();
+            let error = ternary(
+                &file("w", &[128, 1], TensorType::I2S, &data),
+                "w",
+                1,
+                128,
+                &[],
+            )
+            .unwrap_err();
             assert!(matches!(error, TensorError::Scale { .. }), "{error}");
         }
         let data: Vec<u8> = [1.0, f32::NAN]

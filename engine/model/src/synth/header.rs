@@ -1,12 +1,12 @@
 //! Builds GGUF headers: keys and tensors in the order they are added, each tensor right behind the one before.
 
-use crate::gguf::TensorType;
+use crate::gguf::{TensorType, Value};
 
 /// Alignment of the data section and of each tensor, in bytes.
 pub(crate) const ALIGNMENT: u64 = 32;
 
 /// A header under construction.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Header {
     values: Vec<u8>,
     n_values: u64,
@@ -62,6 +62,29 @@ impl Header {
         self.values.extend_from_slice(&ty.to_le_bytes());
         self.values.extend_from_slice(bytes);
         self.n_values += 1;
+    }
+
+    /// A value of another file.
+    pub(crate) fn copy(&mut self, key: &str, value: &Value) {
+        match value {
+            Value::U8(v) => self.value(key, 0, &v.to_le_bytes()),
+            Value::I8(v) => self.value(key, 1, &v.to_le_bytes()),
+            Value::U16(v) => self.value(key, 2, &v.to_le_bytes()),
+            Value::I16(v) => self.value(key, 3, &v.to_le_bytes()),
+            Value::U32(v) => self.u32(key, *v),
+            Value::I32(v) => self.value(key, 5, &v.to_le_bytes()),
+            Value::F32(v) => self.f32(key, *v),
+            Value::Bool(v) => self.bool(key, *v),
+            Value::String(text) => self.str(key, text),
+            Value::U64(v) => self.value(key, 10, &v.to_le_bytes()),
+            Value::I64(v) => self.value(key, 11, &v.to_le_bytes()),
+            Value::F64(v) => self.value(key, 12, &v.to_le_bytes()),
+            Value::Array(array) => {
+                let mut bytes = array_head(array.element().id(), array.len());
+                bytes.extend_from_slice(array.bytes());
+                self.value(key, 9, &bytes);
+            }
+        }
     }
 
     /// Adds a tensor of a type with a known size; returns that size in bytes.

@@ -6,7 +6,7 @@
 mod bpe;
 pub(crate) mod byte_symbols;
 mod detokenizer;
-mod pre;
+pub(crate) mod pre;
 mod spm;
 mod table;
 
