@@ -9,7 +9,7 @@ use crate::gguf::GgufError;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ConvertError {
-    #[error("cannot read `{}`: {source}", path.display())]
+    #[error("cannot read `{}`", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("`{}` is {found}, expected {expected}", path.display())]
     Source {
@@ -17,7 +17,7 @@ pub enum ConvertError {
         found: String,
         expected: &'static str,
     },
-    #[error("`{}`: {source}", path.display())]
+    #[error("cannot use `{}`", path.display())]
     Gguf { path: PathBuf, source: GgufError },
     #[error("`{}` is damaged: {reason}", path.display())]
     Damaged { path: PathBuf, reason: String },
@@ -36,7 +36,7 @@ pub enum ConvertError {
         name: String,
         reason: String,
     },
-    #[error("cannot write `{}`: {source}", path.display())]
+    #[error("cannot write `{}`", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("`{}` is no regular file", path.display())]
     NoFile { path: PathBuf },

@@ -139,8 +139,8 @@ impl Seen {
     fn add(&mut self, values: &[f32]) {
         let (groups, rest) = values.as_chunks::<LANES>();
         for group in groups {
-            for i in 0..LANES {
-                self.one(i, group[i]);
+            for (lane, &x) in group.iter().enumerate() {
+                self.one(lane, x);
             }
         }
         rest.iter().for_each(|&x| self.one(0, x));

@@ -565,7 +565,7 @@ impl Files {
             });
             edge.and_then(|part| part.get("SpecialToken")?.get("id")?.as_str()) == Some(text)
         };
-        Some(stages(processor).iter().any(|stage| adds(&stage)))
+        Some(stages(processor).iter().any(adds))
     }
 
     fn finish(
