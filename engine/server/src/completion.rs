@@ -235,11 +235,14 @@ pub(crate) async fn input_tokens(
     ))
 }
 
+/// Brings a body into the form of `/v1/chat/completions`.
+pub(crate) type Translate = fn(&Map<String, Value>) -> Result<Map<String, Value>, ApiError>;
+
 /// Prompt tokens of a body that `translate` brings into the form of `/v1/chat/completions`.
 pub(crate) async fn count(
     app: Arc<App>,
     body: RawBody,
-    translate: fn(&Map<String, Value>) -> Result<Map<String, Value>, ApiError>,
+    translate: Translate,
 ) -> Result<usize, ApiError> {
     let model = app.ready()?;
     let preparing = Arc::clone(&app);

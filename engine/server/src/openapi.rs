@@ -41,14 +41,13 @@ impl Failure {
 
 /// A request's body.
 pub(crate) enum Request {
+    /// None, or one nobody reads.
     None,
     /// The fields of these tables.
     Fields(&'static [&'static [Field]]),
     /// The same, and the sampling numbers.
     Sampling(&'static [&'static [Field]]),
     Json(&'static Kind),
-    /// Ignored.
-    Any,
 }
 
 /// A reply's body.
@@ -177,7 +176,6 @@ fn body(request: &Request) -> Option<Value> {
     };
     match request {
         Request::None => None,
-        Request::Any => Some(json!({})),
         Request::Json(kind) => Some(kind.json_schema()),
         Request::Fields(tables) => Some(joined(tables)),
         Request::Sampling(tables) => {

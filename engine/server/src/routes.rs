@@ -52,7 +52,7 @@ static MODEL: Operation = Operation::get(
 static PROPS: Operation = Operation::get("settings", Reply::Json(&replies::PROPS));
 static SET_PROPS: Operation = Operation::post(
     "changes nothing; needs `--props`",
-    Request::Any,
+    Request::None,
     &replies::SUCCESS,
 );
 static ADAPTERS: Operation = Operation::get("none", Reply::Json(&replies::ADAPTERS));
@@ -158,10 +158,7 @@ static OLLAMA_GENERATE: Operation = Operation::post(
 )
 .streams(LINES)
 .fails_with(Failure::OllamaError);
-static NOT_HERE: Operation = Operation {
-    request: Request::Any,
-    ..Operation::get("501, with the reason", Reply::Never)
-};
+static NOT_HERE: Operation = Operation::get("501, with the reason", Reply::Never);
 
 /// All routes under the configured prefix.
 pub(crate) fn router(app: Arc<App>) -> Router {

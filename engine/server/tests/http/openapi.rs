@@ -165,7 +165,10 @@ fn replies_are_as_described() {
                     let body = bodies.iter().find(|(known, _)| known == path);
                     let (_, body) = body.unwrap_or_else(|| panic!("a body for {path}"));
                     let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
-                    fits(body, schema, &document).unwrap_or_else(|error| panic!("{path}: {error}"));
+                    if operation.get("requestBody").is_some() {
+                        fits(body, schema, &document)
+                            .unwrap_or_else(|error| panic!("{path}: {error}"));
+                    }
                     server.post(&target, body.clone())
                 }
             };
