@@ -9,7 +9,9 @@ use std::time::Duration;
 use bitnet_model::engine::Engine;
 use bitnet_model::gguf::TensorType;
 use bitnet_model::graph::Entry;
-use bitnet_model::protocol::{EngineConfig, HeadMode, SamplerKind, SamplingParams, Submit};
+use bitnet_model::protocol::{
+    EngineConfig, HeadMode, SamplerKind, SamplingParams, Submit, WeightsHome,
+};
 use bitnet_model::sampler::{Logits, Want};
 use bitnet_model::synth::{Shape, write};
 use common::{Outcome, Run, config, load, prompt, submit};
@@ -218,7 +220,10 @@ fn check(expected: &[f32], found: Logits<'_>, want: Want<'_>) {
 #[test]
 fn heads_that_cannot_be_screened_are_read_in_full() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let config = config(&model(directory.path(), TensorType::Q8_0, true));
+    let config = EngineConfig {
+        weights: WeightsHome::Mapped,
+        ..config(&model(directory.path(), TensorType::Q8_0, true))
+    };
     let mut engine = load(&with_head(&config, HeadMode::Exact));
     assert!(!engine.is_unprepared());
     let entry = Entry {
