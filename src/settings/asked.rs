@@ -357,7 +357,7 @@ impl Asked {
 
     /// The first of the four ways to give one; what is wrong with it is said at the start, not to each client.
     fn grammar(&self) -> Result<Setting<Option<Grammar>>, SettingsError> {
-        let ways: [(&str, fn(&str) -> Result<Grammar, String>); 2] = [
+        let ways: [(&str, values::ReadGrammar); 2] = [
             ("grammar", values::grammar),
             ("json-schema", values::json_schema),
         ];

@@ -403,7 +403,7 @@ pub(super) fn samplers(text: &str) -> Read<Vec<SamplerKind>> {
 pub(super) fn sampler_letters(text: &str) -> Read<Vec<SamplerKind>> {
     let letters = text.chars().filter(|letter| *letter != 'f');
     letters
-        .map(|letter| SamplerKind::by_letter(letter))
+        .map(SamplerKind::by_letter)
         .collect::<Option<_>>()
         .ok_or_else(|| "letters of samplers, such as `edskypmxt`".to_owned())
 }
@@ -422,6 +422,9 @@ pub(super) fn breakers(text: &str) -> Read<Vec<String>> {
 pub(super) fn mirostat(text: &str) -> Read<u32> {
     whole(text, 0, 2, "0, 1 or 2")
 }
+
+/// One way to write a grammar.
+pub(super) type ReadGrammar = fn(&str) -> Result<Grammar, String>;
 
 pub(super) fn grammar(text: &str) -> Read<Grammar> {
     checked(match text.trim_start().starts_with("%llguidance") {

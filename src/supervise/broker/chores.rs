@@ -83,7 +83,11 @@ impl Chores {
     /// What was to be saved is lost; the rest is for the next engine.
     pub(super) fn engine_ended(&mut self) {
         let is_save = |chore: &Chore| matches!(chore.action, SlotAction::Save(_)) && chore.is_sent;
-        for (_, chore) in self.0.extract_if(.., |_, chore| is_save(chore)) {
+        let (saves, others) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|(_, chore)| is_save(chore));
+        self.0 = others;
+        for chore in BTreeMap::into_values(saves) {
             let reason = "the engine ended before the slot was saved; its slots are empty now";
             chore.reply(Err(SlotFault::Failed(reason.to_owned())));
         }

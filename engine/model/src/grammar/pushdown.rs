@@ -46,7 +46,7 @@ struct Tables {
     states: Vec<State>,
     state_ids: HashMap<State, u32>,
     /// `[states, 256]`
-    next: Vec<Box<[u32; 256]>>,
+    next: Vec<[u32; 256]>,
     sets: HashMap<u32, TokenSet>,
     /// Why the last walk is worth nothing.
     too_much: Option<&'static str>,
@@ -201,7 +201,7 @@ impl Tables {
         let id = self.states.len() as u32;
         self.states.push(state.clone());
         self.state_ids.insert(state, id);
-        self.next.push(Box::new([UNKNOWN; 256]));
+        self.next.push([UNKNOWN; 256]);
         id
     }
 
