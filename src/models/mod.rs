@@ -1,6 +1,6 @@
 //! Getting models: the catalogue of known ones, the hub's protocol, downloads, the cache on disk, and the commands over them.
 //!
-//! Everything blocks; downloads use plain threads. [`reference`] says what was asked for, [`hub`] what the hub has, [`cache`]
+//! Everything blocks; downloads use plain threads. [`mod@reference`] says what was asked for, [`hub`] what the hub has, [`cache`]
 //! and [`place`] where it belongs, [`download`] brings the bytes, [`pull`] puts these together.
 
 pub(crate) mod cache;

@@ -1,6 +1,6 @@
 //! A slot's tokens, keys and values in a file, written and read one head at a time so that others need not wait.
 //!
-//! Layout, little-endian: [`MAGIC`], u32 [`VERSION`], u32 type of the cells, 32 bytes fingerprint of the model, u32 layers,
+//! Layout, little-endian: `MAGIC`, u32 `VERSION`, u32 type of the cells, 32 bytes fingerprint of the model, u32 layers,
 //! u32 key/value heads, u32 values per head, u32 tokens; the tokens as u32; for each layer and head the keys, then the
 //! values of all tokens as the cache holds them; the SHA-256 of all before. A file is written beside its name and renamed
 //! when complete.

@@ -3,7 +3,7 @@
 //! | Packing | Bits | Scale |
 //! |---|---|---|
 //! | I2_S | 2: codes 0, 1, 2, 32 bytes per 128 weights, the first 32 in the highest bits | one f32 behind the codes |
-//! | TL1, TL2 | 2 and 1.67: see [`lookup`](super::lookup) | one f32 behind the codes |
+//! | TL1, TL2 | 2 and 1.67: see `lookup` | one f32 behind the codes |
 //! | TQ2_0 | 2 + f16 per 256 weights, 32 bytes per 128, the first 32 in the lowest bits | f16 in each block |
 //! | TQ1_0 | 1.6 + f16 per 256 weights, five weights to a byte | f16 in each block |
 

@@ -1,7 +1,7 @@
 //! Binds answers to a grammar: llama.cpp's GBNF, JSON schemas, and llguidance's Lark.
 //!
 //! A [`Constraint`] follows one answer token by token: which tokens may come next is a set over the vocabulary, found by
-//! walking the trie of its pieces. GBNF runs on a pushdown automaton of our own ([`pushdown`]), because it has no lexer:
+//! walking the trie of its pieces. GBNF runs on a pushdown automaton of our own (`pushdown`), because it has no lexer:
 //! `[a-z]* "b"` matches `ab`, which a lexer that takes the longest match can't see. Schemas and Lark run on llguidance.
 //!
 //! End-of-generation tokens are allowed exactly where the grammar may end. Work is bounded: a grammar that is too much of it
