@@ -49,6 +49,23 @@ fn assert_is_animal(text: &str) {
     assert!(tags.len() <= 2 && tags.iter().all(is_short), "{text}");
 }
 
+/// Blanks only inside strings, and one behind a `,` or `:`; the text may be cut off.
+fn assert_has_no_runs_of_blanks(text: &str) {
+    let (mut in_string, mut is_escaped, mut before) = (false, false, '{');
+    for c in text.chars() {
+        let is_separated = c == ' ' && matches!(before, ',' | ':');
+        assert!(
+            in_string || is_separated || !c.is_whitespace(),
+            "a blank behind `{before}`: {text}"
+        );
+        if c == '"' && !is_escaped {
+            in_string = !in_string;
+        }
+        is_escaped = in_string && c == '\\' && !is_escaped;
+        before = c;
+    }
+}
+
 #[test]
 fn answers_take_the_form_asked_for() {
     let server = server();
@@ -59,7 +76,9 @@ fn answers_take_the_form_asked_for() {
             json!({ "response_format": format, "seed": seed, "temperature": 1.2 }),
         );
         assert_eq!(choice["finish_reason"], "stop");
-        assert_is_animal(choice["message"]["content"].as_str().unwrap());
+        let text = choice["message"]["content"].as_str().unwrap();
+        assert_is_animal(text);
+        assert_has_no_runs_of_blanks(text);
     }
     for (more, expected) in [
         (
@@ -87,8 +106,10 @@ fn answers_take_the_form_asked_for() {
         &server,
         json!({ "response_format": { "type": "json_object" }, "max_tokens": 600 }),
     );
+    let text = object["message"]["content"].as_str().unwrap();
+    assert!(text.starts_with('{'), "{text}");
+    assert_has_no_runs_of_blanks(text);
     if object["finish_reason"] == "stop" {
-        let text = object["message"]["content"].as_str().unwrap();
         assert!(
             serde_json::from_str::<Value>(text).unwrap().is_object(),
             "{text}"

@@ -10,7 +10,8 @@ use bitnet_model::engine::Engine;
 use bitnet_model::gguf::TensorType;
 use bitnet_model::graph::Entry;
 use bitnet_model::protocol::{
-    EngineConfig, HeadMode, SamplerKind, SamplingParams, Submit, WeightsHome,
+    EngineConfig, Grammar, GrammarText, HeadMode, SamplerKind, SamplingParams, Submit, Triggers,
+    WeightsHome,
 };
 use bitnet_model::sampler::{Logits, Want};
 use bitnet_model::synth::{Shape, write};
@@ -87,6 +88,7 @@ fn jobs() -> Vec<Submit> {
             s.min_keep = 60;
         }),
     ];
+    let samplings = samplings.into_iter().chain(bound_to_grammars());
     (0..)
         .zip(samplings)
         .map(|(id, sampling)| Submit {
@@ -99,6 +101,46 @@ fn jobs() -> Vec<Submit> {
             ..submit(id, &prompt(id as u32, 20))
         })
         .collect()
+}
+
+/// Requests whose draws a grammar refuses most of the time, so that all logits are asked for behind the few.
+fn bound_to_grammars() -> Vec<SamplingParams> {
+    let schema = r#"{"type": "object", "properties": {"n": {"type": "integer"}, "s": {"type": "string"}}, "required": ["n", "s"]}"#;
+    let gbnf = r#"root ::= ([a-z]+ " ")* "." | "<" root ">""#;
+    let lark = "start: \"<go>\" /[0-9 ]+/ \"!\"";
+    let lazily = Triggers {
+        words: vec!["e".to_owned(), "0".to_owned()],
+        tokens: vec![17],
+    };
+    let grammars = [
+        (GrammarText::JsonSchema(schema.to_owned()), None),
+        (GrammarText::Gbnf(gbnf.to_owned()), None),
+        (GrammarText::Lark(lark.to_owned()), None),
+        (
+            GrammarText::Gbnf(r#"root ::= ("e" | "0") [^a]*"#.to_owned()),
+            Some(lazily),
+        ),
+    ];
+    let bound = |(text, triggers): (GrammarText, Option<Triggers>)| {
+        let grammar = Some(Grammar { text, triggers });
+        let drawn = SamplingParams {
+            grammar,
+            ..SamplingParams::default()
+        };
+        let greedy = SamplingParams {
+            temperature: 0.0,
+            repeat_penalty: 1.2,
+            n_probs: 2,
+            ..drawn.clone()
+        };
+        let narrow = SamplingParams {
+            top_k: 3,
+            temperature: 1.3,
+            ..drawn.clone()
+        };
+        [drawn, greedy, narrow]
+    };
+    grammars.into_iter().flat_map(bound).collect()
 }
 
 fn one_by_one(engine: Engine) -> Vec<Outcome> {

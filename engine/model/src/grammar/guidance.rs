@@ -8,25 +8,24 @@ use super::{GrammarError, Vocabulary};
 use crate::protocol::GrammarText;
 use crate::sampler::TokenSet;
 
-/// White space between two parts of a JSON text: enough to be laid out, and an end for models that would go on for ever.
-const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,20}";
+/// Between two items of a JSON text: white space nowhere else, and never two in a row, since small models go on with blanks
+/// wherever they may.
+const ITEM_SEPARATOR: &str = r",\x20?";
+/// Between a key and its value.
+const KEY_SEPARATOR: &str = r":\x20?";
 
 /// An answer's way through a grammar.
 #[derive(Clone)]
 pub(super) struct Guided {
     matcher: Matcher,
-    /// White space behind the end serves nobody.
-    is_json: bool,
 }
 
 impl Guided {
     pub(super) fn new(text: &GrammarText, factory: &ParserFactory) -> Result<Self, GrammarError> {
-        let (grammar, is_json) = match text {
-            GrammarText::JsonSchema(text) => {
-                (TopLevelGrammar::from_json_schema(schema(text)?), true)
-            }
+        let grammar = match text {
+            GrammarText::JsonSchema(text) => TopLevelGrammar::from_json_schema(schema(text)?),
             GrammarText::Lark(text) | GrammarText::Gbnf(text) => {
-                (TopLevelGrammar::from_lark(text.clone()), false)
+                TopLevelGrammar::from_lark(text.clone())
             }
         };
         let mut matcher = Matcher::new(factory.create_parser(grammar));
@@ -36,7 +35,7 @@ impl Guided {
         for warning in matcher.grammar_warnings() {
             tracing::debug!("grammar: {}", one_line(&warning));
         }
-        Ok(Guided { matcher, is_json })
+        Ok(Guided { matcher })
     }
 
     pub(super) fn may_end(&mut self) -> Result<bool, GrammarError> {
@@ -52,9 +51,6 @@ impl Guided {
         vocabulary: &Vocabulary,
     ) -> Result<bool, GrammarError> {
         if self.has_ended()? || vocabulary.text(token).is_empty() {
-            return Ok(false);
-        }
-        if self.is_json && is_blank(vocabulary.text(token)) && self.may_end()? {
             return Ok(false);
         }
         let valid = self.matcher.validate_tokens(&[token]);
@@ -73,17 +69,7 @@ impl Guided {
         if self.has_ended()? {
             return Ok(TokenSet::none(vocabulary.n_vocab()));
         }
-        let mut allowed = vocabulary.set_of(&self.matcher.compute_mask_or_eos().map_err(too_much)?);
-        if self.is_json && self.may_end()? {
-            let blank: Vec<u32> = allowed
-                .tokens()
-                .filter(|&token| is_blank(vocabulary.text(token)))
-                .collect();
-            for token in blank {
-                allowed.set(token, false);
-            }
-        }
-        Ok(allowed)
+        Ok(vocabulary.set_of(&self.matcher.compute_mask_or_eos().map_err(too_much)?))
     }
 
     fn has_ended(&self) -> Result<bool, GrammarError> {
@@ -92,10 +78,6 @@ impl Guided {
             None => Ok(self.matcher.is_stopped()),
         }
     }
-}
-
-fn is_blank(text: &[u8]) -> bool {
-    text.first().is_some_and(u8::is_ascii_whitespace)
 }
 
 /// The schema with our choices where JSON Schema leaves some.
@@ -112,7 +94,9 @@ fn schema(text: &str) -> Result<Value, GrammarError> {
 
 pub(super) fn with_choices(mut schema: Map<String, Value>) -> Value {
     let choices = json!({
-        "whitespace_pattern": WHITE_SPACE,
+        "whitespace_flexible": false,
+        "item_separator": ITEM_SEPARATOR,
+        "key_separator": KEY_SEPARATOR,
         "coerce_one_of": true,
         "lenient": true,
     });

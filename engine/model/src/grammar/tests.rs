@@ -430,6 +430,76 @@ fn schemas_give_what_fits_them() {
 }
 
 #[test]
+fn json_has_one_blank_between_parts_at_most() {
+    let vocabulary = vocabulary();
+    let any = schema(&json!(true));
+    let rule = lark(&format!(
+        "start: \"=\" value\nvalue: {}\n",
+        json_rule(&json!({}))
+    ));
+    for (text, expected) in [
+        (r#"[1, {"a": null}, "x"]"#, true),
+        (r#"[1,{"a":null},"x"]"#, true),
+        (r#"{"a  b": "  c\n   d ", "e": []}"#, true),
+        ("[1,  2]", false),
+        ("[1 ,2]", false),
+        ("[ 1]", false),
+        ("[1 ]", false),
+        ("[1,\n2]", false),
+        ("[1,\t2]", false),
+        ("[ ]", false),
+        (r#"{ "a": 1}"#, false),
+        (r#"{"a" : 1}"#, false),
+        (r#"{"a":  1}"#, false),
+        (r#"{"a": 1 }"#, false),
+        (" 1", false),
+        ("{} ", false),
+        ("true\n", false),
+    ] {
+        assert_eq!(accepts(&any, &vocabulary, text), expected, "{text}");
+        let in_rule = format!("={text}");
+        assert_eq!(accepts(&rule, &vocabulary, &in_rule), expected, "{in_rule}");
+    }
+}
+
+/// What small models do: a blank wherever one may stand, as many as one token holds.
+#[test]
+fn a_liking_for_blanks_does_not_keep_json_from_its_end() {
+    let vocabulary = vocabulary();
+    let form = json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 5},
+            "legs": {"type": "integer", "minimum": 4, "maximum": 9},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 3, "maxItems": 3},
+        },
+        "required": ["name", "legs", "tags"],
+        "additionalProperties": false,
+    });
+    let mut constraint = Constraint::new(&schema(&form), &vocabulary, &[]).unwrap();
+    let mut text = Vec::new();
+    for _ in 0..200 {
+        let allowed = constraint.allowed().unwrap().clone();
+        let blanks = |token: u32| {
+            let text = vocabulary.text(token);
+            text.iter()
+                .take_while(|it| it.is_ascii_whitespace())
+                .count()
+        };
+        let token = allowed.tokens().max_by_key(|&token| blanks(token)).unwrap();
+        if vocabulary.is_eog(token) {
+            break;
+        }
+        constraint.accept(token).unwrap();
+        text.extend_from_slice(vocabulary.text(token));
+    }
+    let text = String::from_utf8(text).unwrap();
+    let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert!(value["name"].as_str().unwrap().starts_with(' '), "{text}");
+    assert!(text.len() <= 64, "{text}");
+}
+
+#[test]
 fn broken_schemas_and_lark_are_refused() {
     for (broken, expected) in [
         (json!(123), "a schema is an object"),

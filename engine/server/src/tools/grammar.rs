@@ -5,7 +5,7 @@
 
 use bitnet_model::grammar::json_rule;
 use bitnet_model::protocol::{Grammar, GrammarText, Triggers};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Tool, ToolChoice, ToolUse};
 
@@ -46,19 +46,41 @@ pub(crate) fn tool_grammar(tools: &ToolUse, schema: Option<&Value>) -> Grammar {
     }
 }
 
-/// The schema of a tool's arguments: always an object.
+/// The schema of a tool's arguments: always an object, of the listed properties only where it lists some and does not speak
+/// of others.
 fn arguments(tool: &Tool) -> Value {
+    const PARTS: [&str; 4] = ["$ref", "anyOf", "oneOf", "allOf"];
+    const OTHERS: [&str; 3] = [
+        "additionalProperties",
+        "patternProperties",
+        "unevaluatedProperties",
+    ];
     let mut schema = tool.parameters.clone();
     match &mut schema {
         Value::Object(map) => {
-            let says_what = ["type", "$ref", "anyOf", "oneOf", "allOf"];
-            if !says_what.iter().any(|key| map.contains_key(*key)) {
+            let has_any = |keys: &[&str]| keys.iter().any(|key| map.contains_key(*key));
+            let is_whole = !has_any(&PARTS);
+            let is_closed = is_whole && lists_all(map) && !has_any(&OTHERS);
+            if is_whole && !map.contains_key("type") {
                 map.insert("type".to_owned(), json!("object"));
+            }
+            if is_closed {
+                map.insert("additionalProperties".to_owned(), json!(false));
             }
             schema
         }
         _ => json!({ "type": "object" }),
     }
+}
+
+/// Whether the properties are listed, the required ones among them.
+fn lists_all(schema: &Map<String, Value>) -> bool {
+    let Some(Value::Object(listed)) = schema.get("properties") else {
+        return false;
+    };
+    let required = schema.get("required").and_then(Value::as_array);
+    let mut names = required.into_iter().flatten().filter_map(Value::as_str);
+    names.all(|name| listed.contains_key(name))
 }
 
 #[cfg(test)]
@@ -90,6 +112,53 @@ mod tests {
     fn accepts(grammar: &Grammar, text: &str) -> bool {
         bitnet_model::grammar::matches(grammar, text)
             .unwrap_or_else(|error| panic!("{error}: {grammar:?}"))
+    }
+
+    #[test]
+    fn arguments_are_the_listed_ones_with_single_blanks() {
+        let of = |parameters: Value| {
+            let tool = Tool {
+                name: "f".to_owned(),
+                description: None,
+                parameters,
+            };
+            let tools = ToolUse {
+                tools: vec![tool],
+                choice: ToolChoice::Required,
+                parallel: false,
+            };
+            tool_grammar(&tools, None)
+        };
+        let call = |arguments: &str| {
+            format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {arguments}}}\n</tool_call>")
+        };
+        let number = json!({ "type": "number" });
+        let (none, one) = (json!({}), json!({ "a": number }));
+        let open = json!({ "properties": one, "additionalProperties": number });
+        for (parameters, arguments, expected) in [
+            (json!({ "type": "object", "properties": none }), "{}", true),
+            (
+                json!({ "type": "object", "properties": none }),
+                r#"{"a": 1}"#,
+                false,
+            ),
+            (json!({ "properties": one }), r#"{"a": 1}"#, true),
+            (json!({ "properties": one }), r#"{"a":1}"#, true),
+            (json!({ "properties": one }), r#"{"b": 1}"#, false),
+            (open.clone(), r#"{"a": 1, "b": 1}"#, true),
+            (open, "{\"a\": 1,\n\"b\": 1}", false),
+            (
+                json!({ "properties": one, "required": ["b"] }),
+                r#"{"b": 1}"#,
+                true,
+            ),
+            (json!({}), r#"{"any": [1,2]}"#, true),
+            (json!({}), r#"{"any":  [1,2]}"#, false),
+            (json!({}), " {}", false),
+        ] {
+            let accepted = accepts(&of(parameters.clone()), &call(arguments));
+            assert_eq!(accepted, expected, "{parameters}: {arguments}");
+        }
     }
 
     const ROME: &str =
