@@ -5,6 +5,7 @@
 //! sees and when are its arguments.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -192,15 +193,29 @@ pub(crate) fn start(watched: Watched) -> std::io::Result<()> {
 impl Watched {
     fn live(mut self) {
         let root = Root::live();
-        let mut meter = Meter::find(&root).ok();
+        let meter = Meter::find(&root).ok();
+        // Power that is read every moment says little about a short request.
+        let is_exact = meter.as_ref().is_some_and(|meter| !meter.is_sampled());
+        let meter = meter.map(|meter| Arc::new(Mutex::new(meter)));
+        if let Some(meter) = meter.clone().filter(|_| is_exact) {
+            let read = move || sample(&meter);
+            self.broker.set_meter(Arc::new(Mutex::new(read)));
+        }
+        let mut idle = IdlePower::default();
         let mut cpu = EngineCpu::default();
         let mut watch = Watch::new(self.host.limits.clone());
         loop {
             let limits = Limits::read(&root);
             let throttle = Throttle::read(&root, &limits);
+            let energy_j = meter.as_deref().map(sample);
+            if let Some(joules) = energy_j
+                && let Some(watts) = idle.look(Instant::now(), joules, self.broker.load())
+            {
+                self.broker.set_idle_watts(watts);
+            }
             self.broker.set_usage(Usage {
                 engine_cpu_s: cpu.look(self.broker.engine_pid()),
-                energy_j: meter.as_mut().map(Meter::sample),
+                energy_j,
                 energy_source: Some(self.host.energy.clone()),
                 quota_throttled_s: throttle.quota.as_ref().map(|q| q.throttled.as_secs_f64()),
             });
@@ -256,6 +271,33 @@ impl Watched {
         self.broker.renew(plan.engine_config(&settings));
         (self.planned)(&host, &plan);
         self.plan = plan;
+    }
+}
+
+fn sample(meter: &Mutex<Meter>) -> f64 {
+    let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
+    meter.sample()
+}
+
+/// The least power between two looks without any job; what the engine prepares after its start is no idling.
+#[derive(Default)]
+struct IdlePower {
+    last: Option<(Instant, f64, (usize, u64))>,
+    least_w: Option<f64>,
+}
+
+impl IdlePower {
+    /// `load`: jobs that have not ended, and all that were accepted.
+    fn look(&mut self, now: Instant, joules: f64, load: (usize, u64)) -> Option<f64> {
+        if let Some((at, joules_then, load_then)) = self.last.replace((now, joules, load))
+            && load.0 == 0
+            && load == load_then
+        {
+            let seconds = now.saturating_duration_since(at).as_secs_f64();
+            let watts = (joules - joules_then) / seconds.max(1e-3);
+            self.least_w = Some(self.least_w.map_or(watts, |least| least.min(watts)));
+        }
+        self.least_w
     }
 }
 
@@ -391,6 +433,26 @@ mod tests {
                 .len();
         }
         assert_eq!(told, 1);
+    }
+
+    #[test]
+    fn idle_power_is_the_least_while_nothing_runs() {
+        let began = Instant::now();
+        let mut idle = IdlePower::default();
+        let looks = [
+            (0, 0.0, (0, 0), None),
+            (2, 60.0, (0, 0), Some(30.0)),
+            // A job runs, has run in between, runs on.
+            (4, 61.0, (1, 1), Some(30.0)),
+            (6, 62.0, (0, 2), Some(30.0)),
+            (8, 82.0, (0, 2), Some(10.0)),
+            (10, 122.0, (0, 2), Some(10.0)),
+            (12, 123.0, (0, 3), Some(10.0)),
+        ];
+        for (seconds, joules, load, watts) in looks {
+            let seen = idle.look(after(began, seconds), joules, load);
+            assert_eq!(seen, watts, "at {seconds} s");
+        }
     }
 
     #[test]

@@ -1,20 +1,23 @@
 //! Energy as the machine's own counters tell it. Never an estimate: where nothing can be read, there is a reason instead.
 //!
 //! Sources, the first that can be read: powercap's RAPL zones (`energy_uj`, packages and memory, or the whole platform where
-//! there is no package), hwmon's energy counters of the processor (`energyN_input`), hwmon's power sensors of the
+//! there is no package), perf's power events (the same counters, see `power_events`), hwmon's energy counters of the processor (`energyN_input`), hwmon's power sensors of the
 //! processor or the mains (`powerN_average`, `powerN_input`), which are read often and summed over time. Powercap and hwmon:
 //! the kernel's documentation, `power/powercap/powercap.rst` and `hwmon/sysfs-interface.rst`.
 //!
 //! Powercap counters wrap at `max_energy_range_uj`, after about 40 minutes at 100 W: [`Meter::sample`] has to be called more
 //! often than that.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::Instant;
 
 use super::Root;
+use super::power_events::{self, Count, Event};
 
 const POWERCAP: &str = "/sys/class/powercap";
 const HWMON: &str = "/sys/class/hwmon";
+/// Who may open perf's events of a whole CPU: everybody at 0 or less.
+const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
 
 /// hwmon devices with energy counters of processors: (device, what the labels of the wanted counters begin with).
 const ENERGY_DEVICES: &[(&str, &str)] = &[("amd_energy", "Esocket")];
@@ -31,7 +34,8 @@ const POWER_DEVICES: &[(&str, &str)] = &[
 pub(crate) enum Unavailable {
     /// Nothing that counts.
     #[error(
-        "no energy counter in {POWERCAP} or {HWMON}; virtual machines and containers rarely have one"
+        "no energy counter in {POWERCAP}, {} or {HWMON}; virtual machines and containers rarely have one",
+        power_events::DEVICE
     )]
     Nothing,
     /// There is one, for others.
@@ -40,7 +44,22 @@ pub(crate) enum Unavailable {
         /// The first counter found.
         path: String,
     },
+    /// perf has one, for others.
+    #[error(
+        "perf's power events may not be opened by this user{}; `sysctl kernel.perf_event_paranoid=0` as root or the capability CAP_PERFMON allows it",
+        paranoid.map_or_else(String::new, |level| format!(" (perf_event_paranoid is {level})"))
+    )]
+    PerfDenied {
+        /// `/proc/sys/kernel/perf_event_paranoid`
+        paranoid: Option<i32>,
+    },
+    /// perf has one and doesn't open it.
+    #[error("perf's power events can't be opened: {0}")]
+    Perf(String),
 }
+
+/// Opens one of perf's counters.
+type Open<'a> = dyn Fn(&Event) -> io::Result<Box<dyn Count>> + 'a;
 
 /// Adds up what the counters say from its start on.
 #[derive(Debug)]
@@ -53,14 +72,23 @@ pub(crate) struct Meter {
 
 #[derive(Debug)]
 struct Counter {
-    path: String,
+    source: Source,
     kind: Kind,
+}
+
+/// Where a counter's number comes from.
+#[derive(Debug)]
+enum Source {
+    File(String),
+    Perf(Box<dyn Count>),
 }
 
 #[derive(Debug)]
 enum Kind {
     /// Microjoules since some time, starting again from 0 beyond `range_uj`.
     Energy { last_uj: u64, range_uj: Option<u64> },
+    /// Units of `unit_j` joules since it was opened.
+    Units { last: u64, unit_j: f64 },
     /// Microwatts now.
     Power { last_uw: u64, at: Instant },
 }
@@ -71,13 +99,26 @@ impl Meter {
     /// # Errors
     /// Why there is none.
     pub(crate) fn find(root: &Root) -> Result<Meter, Unavailable> {
-        let mut denied = None;
-        for candidate in [powercap(root), hwmon_energy(root), hwmon_power(root)] {
-            let Some((source, wanted)) = candidate else {
-                continue;
-            };
-            match open(root, &wanted) {
-                Ok(counters) => {
+        match root.is_live() {
+            true => Meter::find_by(root, &power_events::open),
+            false => Meter::find_by(root, &|_: &Event| as_reported(root)),
+        }
+    }
+
+    fn find_by(root: &Root, open_event: &Open<'_>) -> Result<Meter, Unavailable> {
+        let files = |found: Option<(String, Vec<Wanted>)>| {
+            found.map(|(source, wanted)| (source, open(root, &wanted)))
+        };
+        let looks: [&dyn Fn() -> Option<Found>; 4] = [
+            &|| files(powercap(root)),
+            &|| perf(root, open_event),
+            &|| files(hwmon_energy(root)),
+            &|| files(hwmon_power(root)),
+        ];
+        let mut why_not = None;
+        for look in looks {
+            match look() {
+                Some((source, Ok(counters))) => {
                     return Ok(Meter {
                         root: root.clone(),
                         source,
@@ -85,10 +126,11 @@ impl Meter {
                         joules: 0.0,
                     });
                 }
-                Err(path) => denied = denied.or(Some(path)),
+                Some((_, Err(error))) => why_not = why_not.or(Some(error)),
+                None => {}
             }
         }
-        Err(denied.map_or(Unavailable::Nothing, |path| Unavailable::Denied { path }))
+        Err(why_not.unwrap_or(Unavailable::Nothing))
     }
 
     /// Which counters, in words.
@@ -110,9 +152,11 @@ impl Meter {
 
     fn sample_at(&mut self, now: Instant) -> f64 {
         for counter in &mut self.counters {
-            let Some(value) = self.root.number::<u64>(&counter.path) else {
-                continue;
+            let value = match &mut counter.source {
+                Source::File(path) => self.root.number::<u64>(path),
+                Source::Perf(count) => count.read().ok(),
             };
+            let Some(value) = value else { continue };
             self.joules += counter.advance(value, now);
         }
         self.joules
@@ -134,6 +178,11 @@ impl Counter {
                 *last_uj = value;
                 grown as f64 / 1e6
             }
+            Kind::Units { last, unit_j } => {
+                let grown = value.saturating_sub(*last);
+                *last = value.max(*last);
+                grown as f64 * *unit_j
+            }
             Kind::Power { last_uw, at } => {
                 let seconds = now.saturating_duration_since(*at).as_secs_f64();
                 let joules = (*last_uw + value) as f64 / 2e6 * seconds;
@@ -144,6 +193,39 @@ impl Counter {
     }
 }
 
+/// A source in words with its counters, or why they can't be read.
+type Found = (String, Result<Vec<Counter>, Unavailable>);
+
+/// perf's events of all packages.
+fn perf(root: &Root, open_event: &Open<'_>) -> Option<Found> {
+    let power = power_events::read(root)?;
+    let opened = power.events.iter().map(|event| {
+        let mut count = open_event(event)?;
+        let kind = Kind::Units {
+            last: count.read()?,
+            unit_j: event.unit_j,
+        };
+        let source = Source::Perf(count);
+        Ok(Counter { source, kind })
+    });
+    let counters = opened.collect::<io::Result<Vec<_>>>();
+    let counters = counters.map_err(|error| match error.kind() {
+        ErrorKind::PermissionDenied => Unavailable::PerfDenied {
+            paranoid: root.number(PARANOID),
+        },
+        _ => Unavailable::Perf(error.to_string()),
+    });
+    Some((power.source, counters))
+}
+
+/// Another machine's event: counts nothing here, and may be read there by everybody when perf says so.
+fn as_reported(root: &Root) -> io::Result<Box<dyn Count>> {
+    match root.number::<i32>(PARANOID) {
+        Some(..=0) => Ok(Box::new(power_events::Elsewhere)),
+        _ => Err(ErrorKind::PermissionDenied.into()),
+    }
+}
+
 /// A counter to open: its file, and whether it counts energy (with the file of its range) or shows power.
 struct Wanted {
     path: String,
@@ -151,14 +233,15 @@ struct Wanted {
     is_power: bool,
 }
 
-/// All counters, or the path of the first that this user may not read. One that vanished is left out.
-fn open(root: &Root, wanted: &[Wanted]) -> Result<Vec<Counter>, String> {
+/// All counters, unless this user may not read one. One that vanished is left out.
+fn open(root: &Root, wanted: &[Wanted]) -> Result<Vec<Counter>, Unavailable> {
+    let denied = |path: &str| Unavailable::Denied { path: path.into() };
     let mut counters = Vec::new();
     for one in wanted {
         let value = match root.read(&one.path) {
             Ok(text) => text.parse::<u64>().ok(),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                return Err(one.path.clone());
+                return Err(denied(&one.path));
             }
             Err(_) => None,
         };
@@ -174,12 +257,12 @@ fn open(root: &Root, wanted: &[Wanted]) -> Result<Vec<Counter>, String> {
             },
         };
         counters.push(Counter {
-            path: one.path.clone(),
+            source: Source::File(one.path.clone()),
             kind,
         });
     }
     match counters.is_empty() {
-        true => Err(wanted.first().map_or_else(String::new, |w| w.path.clone())),
+        true => Err(denied(wanted.first().map_or("", |w| &w.path))),
         false => Ok(counters),
     }
 }
@@ -213,22 +296,25 @@ fn powercap(root: &Root) -> Option<(String, Vec<Wanted>)> {
         };
         zones.iter().map(one).collect()
     };
-    let count = |n: usize, what: &str| match n {
-        1 => format!("1 {what}"),
-        n => format!("{n} {what}s"),
-    };
     if packages.is_empty() {
         let source = "powercap RAPL, whole platform".to_owned();
         return (!platform.is_empty()).then(|| (source, wanted(&platform)));
     }
     let source = match memory.is_empty() {
-        true => format!("powercap RAPL, {}", count(packages.len(), "package")),
+        true => format!("powercap RAPL, {}", in_words(packages.len(), "package")),
         false => format!(
             "powercap RAPL, {} and memory",
-            count(packages.len(), "package")
+            in_words(packages.len(), "package")
         ),
     };
     Some((source, wanted(&[packages, memory].concat())))
+}
+
+pub(super) fn in_words(n: usize, what: &str) -> String {
+    match n {
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
+    }
 }
 
 fn hwmon_energy(root: &Root) -> Option<(String, Vec<Wanted>)> {
@@ -297,111 +383,4 @@ fn hwmon(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::time::Duration;
-
-    use super::*;
-
-    fn write(tree: &Path, path: &str, content: &str) {
-        let path = tree.join(path.trim_start_matches('/'));
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-    }
-
-    fn zone(tree: &Path, zone: &str, name: &str, energy_uj: u64) {
-        let at = format!("/sys/class/powercap/{zone}");
-        write(tree, &format!("{at}/name"), name);
-        write(tree, &format!("{at}/energy_uj"), &energy_uj.to_string());
-        write(tree, &format!("{at}/max_energy_range_uj"), "262143328850");
-    }
-
-    #[test]
-    fn two_packages_and_their_memory_are_added_parts_are_not() {
-        let tree = tempfile::tempdir().unwrap();
-        let at = tree.path();
-        let zones = [
-            ("intel-rapl:0", "package-0"),
-            ("intel-rapl:0:0", "core"),
-            ("intel-rapl:0:1", "dram"),
-            ("intel-rapl:1", "package-1"),
-            ("intel-rapl:2", "psys"),
-            ("intel-rapl-mmio:0", "package-0"),
-        ];
-        for (path, name) in zones {
-            zone(at, path, name, 1_000_000);
-        }
-        let mut meter = Meter::find(&Root::at(at)).unwrap();
-        assert_eq!(meter.source(), "powercap RAPL, 2 packages and memory");
-        assert!(!meter.is_sampled());
-        for (n, (path, name)) in zones.iter().enumerate() {
-            zone(at, path, name, 1_000_000 + 10_u64.pow(n as u32) * 1_000_000);
-        }
-        // package 0: 1 J, dram: 100 J, package 1: 1000 J; core, psys and the second path to package 0 don't count.
-        assert_eq!(meter.sample(), 1101.0);
-        assert_eq!(meter.sample(), 1101.0);
-    }
-
-    #[test]
-    fn a_counter_that_wraps_goes_on() {
-        let tree = tempfile::tempdir().unwrap();
-        zone(tree.path(), "intel-rapl:0", "package-0", 262_143_000_000);
-        let mut meter = Meter::find(&Root::at(tree.path())).unwrap();
-        zone(tree.path(), "intel-rapl:0", "package-0", 671_150);
-        let joules = meter.sample();
-        assert!((joules - 1.0).abs() < 1e-9, "{joules}");
-    }
-
-    #[test]
-    fn nothing_to_read_is_a_reason() {
-        assert_eq!(
-            Meter::find(&Root::of_report("")).unwrap_err(),
-            Unavailable::Nothing
-        );
-        let root = Root::of_report(
-            "=== /sys/class/powercap/intel-rapl:0/name\npackage-0\n=== /sys/class/powercap/intel-rapl:0/energy_uj\n(permission denied)\n",
-        );
-        let error = Meter::find(&root).unwrap_err().to_string();
-        assert!(
-            error.contains("`/sys/class/powercap/intel-rapl:0/energy_uj` may not be read"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_later_source_stands_in_for_one_that_is_denied() {
-        let root = Root::of_report(
-            "=== /sys/class/powercap/intel-rapl:0/name\npackage-0\n=== /sys/class/powercap/intel-rapl:0/energy_uj\n(permission denied)\n\
-             === /sys/class/hwmon/hwmon3/name\namd_energy\n=== /sys/class/hwmon/hwmon3/energy1_label\nEcore000\n=== /sys/class/hwmon/hwmon3/energy1_input\n5\n\
-             === /sys/class/hwmon/hwmon3/energy2_label\nEsocket0\n=== /sys/class/hwmon/hwmon3/energy2_input\n7000000\n",
-        );
-        let meter = Meter::find(&root).unwrap();
-        assert_eq!(meter.source(), "hwmon amd_energy, energy counters");
-        assert_eq!(meter.counters.len(), 1);
-    }
-
-    #[test]
-    fn power_is_summed_over_time_and_graphics_cards_are_not_asked() {
-        let tree = tempfile::tempdir().unwrap();
-        let at = tree.path();
-        write(at, "/sys/class/hwmon/hwmon0/name", "amdgpu");
-        write(at, "/sys/class/hwmon/hwmon0/power1_average", "99000000");
-        assert_eq!(
-            Meter::find(&Root::at(at)).unwrap_err(),
-            Unavailable::Nothing
-        );
-        write(at, "/sys/class/hwmon/hwmon1/name", "xgene_hwmon");
-        write(at, "/sys/class/hwmon/hwmon1/power1_label", "CPU power");
-        write(at, "/sys/class/hwmon/hwmon1/power1_input", "20000000");
-        write(at, "/sys/class/hwmon/hwmon1/power2_label", "IO power");
-        write(at, "/sys/class/hwmon/hwmon1/power2_input", "5000000");
-        let mut meter = Meter::find(&Root::at(at)).unwrap();
-        assert!(meter.is_sampled());
-        let Kind::Power { at: began, .. } = meter.counters[0].kind else {
-            panic!("{meter:?}");
-        };
-        write(at, "/sys/class/hwmon/hwmon1/power1_input", "40000000");
-        let joules = meter.sample_at(began + Duration::from_secs(2));
-        assert!((joules - 60.0).abs() < 1e-9, "{joules}");
-    }
-}
+mod tests;

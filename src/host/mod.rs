@@ -8,6 +8,7 @@ pub(crate) mod cpu;
 pub(crate) mod cpuset;
 pub(crate) mod energy;
 pub(crate) mod memory;
+mod power_events;
 mod root;
 pub(crate) mod storage;
 pub(crate) mod throttle;

@@ -32,6 +32,11 @@ impl Root {
         Root::at("/")
     }
 
+    /// Whether this is the running system.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(&self.files, Files::Under(path) if path == Path::new("/"))
+    }
+
     /// A tree that stands in for one.
     pub(crate) fn at(path: impl Into<PathBuf>) -> Root {
         Root {

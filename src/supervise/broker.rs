@@ -28,8 +28,8 @@ use bitnet_model::protocol::{
     read_frame, write_frame,
 };
 use bitnet_server::backend::{
-    Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, Job, JobEvent, JobHandle,
-    Refused, SlotView, Usage,
+    Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, EnergyMoment, Job, JobEvent,
+    JobHandle, Refused, SlotView, Usage,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -123,7 +123,13 @@ struct View {
     slots: Vec<SlotView>,
     counters: BackendCounters,
     engine_pid: Option<u32>,
+    meter: Option<RequestMeter>,
+    /// Watts without jobs.
+    idle_w: Option<f64>,
 }
+
+/// Joules since some time; read at the beginning and the end of requests.
+pub(crate) type RequestMeter = Arc<Mutex<dyn FnMut() -> f64 + Send>>;
 
 impl Shared {
     fn view(&self) -> MutexGuard<'_, View> {
@@ -176,6 +182,8 @@ impl Broker {
             slots: Vec::new(),
             counters: BackendCounters::default(),
             engine_pid: None,
+            meter: None,
+            idle_w: None,
         };
         let shared = Arc::new(Shared {
             next_id: AtomicU64::new(0),
@@ -213,6 +221,22 @@ impl Broker {
     /// What the next look at the counters shows of time and energy.
     pub(crate) fn set_usage(&self, usage: Usage) {
         self.shared.view().counters.usage = usage;
+    }
+
+    /// Requests are told their joules by this meter, once idle power is known.
+    pub(crate) fn set_meter(&self, meter: RequestMeter) {
+        self.shared.view().meter = Some(meter);
+    }
+
+    /// Jobs that have not ended, and all that were accepted.
+    pub(crate) fn load(&self) -> (usize, u64) {
+        let open = self.shared.view().open;
+        (open, self.shared.next_id.load(Ordering::Relaxed))
+    }
+
+    /// What the machine takes while no job runs.
+    pub(crate) fn set_idle_watts(&self, idle_w: f64) {
+        self.shared.view().idle_w = Some(idle_w);
     }
 
     /// Ends everything at once.
@@ -260,6 +284,21 @@ impl Backend for Broker {
 
     fn counters(&self) -> BackendCounters {
         self.shared.view().counters.clone()
+    }
+
+    fn energy(&self) -> Option<EnergyMoment> {
+        let view = self.shared.view();
+        let (meter, idle_w, open) = (view.meter.clone()?, view.idle_w?, view.open);
+        drop(view);
+        let accepted = self.shared.next_id.load(Ordering::Relaxed);
+        let joules = meter.lock().unwrap_or_else(PoisonError::into_inner)();
+        Some(EnergyMoment {
+            at: Instant::now(),
+            joules,
+            idle_w,
+            open,
+            accepted,
+        })
     }
 }
 
@@ -867,6 +906,7 @@ impl Supervisor {
                 cached,
                 processed,
                 ms,
+                cpu_ms,
             } => {
                 let progress = Progress {
                     slot,
@@ -874,6 +914,7 @@ impl Supervisor {
                     cached,
                     processed,
                     ms,
+                    cpu_ms,
                 };
                 self.prefill(id, &progress);
             }
@@ -883,9 +924,11 @@ impl Supervisor {
                 probs,
                 mirostat_mu,
                 ms,
+                cpu_ms,
             } => {
                 if let Some(work) = self.active.get_mut(&id) {
                     work.append(token, mirostat_mu);
+                    work.cpu_ms = cpu_ms;
                 }
                 self.token(id, token, probs, ms);
             }
@@ -909,12 +952,7 @@ impl Supervisor {
             return;
         };
         work.slot = Some(progress.slot);
-        work.report_prefill(
-            progress.slot,
-            progress.cached,
-            progress.processed,
-            progress.ms,
-        );
+        work.report_prefill(progress);
         let mut view = self.shared.view();
         let Some(slot) = view.slots.get_mut(progress.slot) else {
             return;
@@ -944,7 +982,13 @@ impl Supervisor {
         };
         work.strikes = 0;
         let at = work.sampled_at(ms);
-        work.send(JobEvent::Token { token, probs, at });
+        let cpu_ms = work.cpu_ms_in_all();
+        work.send(JobEvent::Token {
+            token,
+            probs,
+            at,
+            cpu_ms,
+        });
         let mut view = self.shared.view();
         if let Some(slot) = work.slot.and_then(|slot| view.slots.get_mut(slot)) {
             slot.state = 3;
@@ -983,6 +1027,7 @@ struct Progress {
     cached: usize,
     processed: usize,
     ms: f64,
+    cpu_ms: Option<f64>,
 }
 
 /// A thread that writes frames until the sender is dropped or the engine is gone. Its queue is bounded by the slots:

@@ -2,6 +2,7 @@
 
 pub mod chores;
 pub mod convert;
+mod cpu_time;
 pub mod engine;
 pub mod facts;
 pub mod gguf;

@@ -507,6 +507,9 @@ pub enum FromEngine {
         processed: usize,
         /// Milliseconds since the first prefill step of this generation began.
         ms: f64,
+        /// CPU time of the engine for this generation so far, see `scheduler`; `None` where the system doesn't tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cpu_ms: Option<f64>,
     },
     /// One sampled token.
     Token {
@@ -521,6 +524,9 @@ pub enum FromEngine {
         mirostat_mu: Option<MirostatMu>,
         /// Milliseconds since the first prefill step of this generation began.
         ms: f64,
+        /// CPU time of the engine for this generation so far, see `scheduler`; `None` where the system doesn't tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cpu_ms: Option<f64>,
     },
     /// Vectors of an embedding, `[n_embd]` each: one, or with `Pooling::None` all, in parts of at most
     /// [`EMBEDDING_PART_VALUES`], first token first.

@@ -4,6 +4,9 @@
 //! Jobs beyond the slots wait in order of arrival; the server bounds their number. The prompt tokens of a step are
 //! limited so that it lasts about [`STEP_ALONE`], or [`STEP_SHARED`] while others generate. How a prompt is
 //! cut never changes what comes out (see `graph`).
+//!
+//! The CPU time of a forward pass, that of all threads, is shared among its jobs by their tokens in it; what a token costs to draw is its own
+//! job's. Work between the passes (copies, slot files) is nobody's.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,6 +14,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use crate::chores::Chores;
+use crate::cpu_time;
 use crate::engine::Engine;
 use crate::grammar::GrammarError;
 use crate::graph::{Entry, Model};
@@ -111,6 +115,8 @@ struct Job {
     sampler: Sampler,
     cached: usize,
     prefill_began: Option<Instant>,
+    /// Its share of the CPU time so far.
+    cpu_ms: Option<f64>,
 }
 
 /// How fast prompts are evaluated, to choose how many tokens a step takes.
@@ -410,6 +416,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             cached,
             processed: cached,
             ms: 0.0,
+            cpu_ms: cpu_time::now_ms().map(|_| 0.0),
         });
         self.clock += 1;
         self.slots[slot].last_used = self.clock;
@@ -419,6 +426,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             pooler: pooling.map(|pooling| Pooler::new(pooling, submit.tokens.len())),
             cached,
             prefill_began: None,
+            cpu_ms: cpu_time::now_ms().map(|_| 0.0),
             submit,
         });
     }
@@ -490,6 +498,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         } = self;
         let (model, kv) = engine.parts();
         let wants = wants(slots, batch);
+        let cpu_began = cpu_time::now_ms();
         model.forward_for(batch, &wants, kv, || {
             if last_beat.elapsed() >= HEARTBEAT {
                 *last_beat = Instant::now();
@@ -497,11 +506,16 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             }
         });
         *steps += 1;
+        let cpu_ms = cpu_time::since_ms(cpu_began);
         let mut n_before = 0;
         for run in batch.chunk_by(|a, b| a.slot == b.slot) {
             let entries = n_before..n_before + run.len();
             n_before = entries.end;
             let Slot { job, .. } = &mut slots[run[0].slot];
+            if let Some(job) = job {
+                let share = run.len() as f64 / batch.len() as f64;
+                job.charge(cpu_ms.map(|ms| ms * share));
+            }
             if let Some(unfinished) = job
                 && !unfinished.is_generating()
             {
@@ -532,7 +546,10 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             .zip(model.logits())
             .map(|(entry, mut logits)| {
                 let job = slots[entry.slot].job.as_mut()?;
-                Some(job.sampler.draw(&mut logits, &job.submit.tokens))
+                let cpu_began = cpu_time::now_ms();
+                let drawn = job.sampler.draw(&mut logits, &job.submit.tokens);
+                job.charge(cpu_time::since_ms(cpu_began));
+                Some(drawn)
             })
             .collect();
         for (place, &Entry { slot, .. }) in wanted().enumerate() {
@@ -541,7 +558,12 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             };
             let sampled = match drawn {
                 Ok(Some(sampled)) => Ok(sampled),
-                Ok(None) => job.draw_allowed(model, place),
+                Ok(None) => {
+                    let cpu_began = cpu_time::now_ms();
+                    let drawn = job.draw_allowed(model, place);
+                    job.charge(cpu_time::since_ms(cpu_began));
+                    drawn
+                }
                 Err(error) => Err(error),
             };
             if let Some(finish) = job.take(sampled, kv.shape().context, send) {
@@ -639,7 +661,12 @@ impl Job {
             cached: self.cached,
             processed,
             ms: self.ms(),
+            cpu_ms: self.cpu_ms,
         }
+    }
+
+    fn charge(&mut self, cpu_ms: Option<f64>) {
+        self.cpu_ms = self.cpu_ms.zip(cpu_ms).map(|(sum, more)| sum + more);
     }
 
     /// Draws again, from what the grammar allows: it refused the first token. `place`: among the entries that want logits.
@@ -673,6 +700,7 @@ impl Job {
             probs: sampled.probs,
             mirostat_mu: sampled.mirostat_mu,
             ms,
+            cpu_ms: self.cpu_ms,
         });
         let n_new = (tokens.len() - self.n_prompt) as u32;
         if self.submit.eog_tokens.contains(&sampled.token) {

@@ -346,6 +346,45 @@ fn more_jobs_than_slots_wait_in_order() {
 }
 
 #[test]
+fn cpu_time_of_a_step_is_shared_by_tokens() {
+    let directory = directory();
+    let mut config = config(&model(directory.path(), "tiny"));
+    (config.slots, config.prefill_batch) = (2, 64);
+    let mut run = Run::new(&config);
+    for (id, n) in [(1, 30), (2, 10)] {
+        let mut job = submit(id, &prompt(id as u32, n));
+        job.max_tokens = 0;
+        run.submit(job);
+    }
+    run.finish();
+    let prompts = run.cpu_ms();
+    let of = |id: u64| prompts.iter().rfind(|(of, _)| *of == id).unwrap().1;
+    assert!(
+        of(2) > 0.0 && (of(1) / of(2) - 3.0).abs() < 1e-6,
+        "{prompts:?}"
+    );
+
+    run.events.borrow_mut().clear();
+    for id in [3, 4] {
+        run.submit(submit(id, &prompt(id as u32, 20)));
+    }
+    run.finish();
+    let told = run.cpu_ms();
+    for id in [3, 4] {
+        let mine: Vec<f64> = told
+            .iter()
+            .filter(|(of, _)| *of == id)
+            .map(|it| it.1)
+            .collect();
+        assert_eq!(mine[0], 0.0);
+        assert!(
+            mine.len() > 12 && mine.is_sorted() && mine[mine.len() - 1] > 0.0,
+            "{mine:?}"
+        );
+    }
+}
+
+#[test]
 fn logits_that_are_no_numbers_fail_one_generation() {
     let directory = directory();
     let path = model(directory.path(), "tiny-llama");

@@ -69,6 +69,8 @@ pub enum JobEvent {
         processed: usize,
         /// Milliseconds of prefill so far.
         ms: f64,
+        /// CPU time of engines for this job so far, where the system tells.
+        cpu_ms: Option<f64>,
     },
     /// A token, end-of-generation tokens included.
     Token {
@@ -78,6 +80,8 @@ pub enum JobEvent {
         probs: Option<TokenProbs>,
         /// When it was sampled.
         at: Instant,
+        /// CPU time of engines for this job so far, where the system tells.
+        cpu_ms: Option<f64>,
     },
     /// The vectors of a text, `[n_embd]` each, finite and not scaled (see `bitnet_model::pooling::normalize`): one, or
     /// with `Pooling::None` one per token. `Done` with `Finish::Limit` follows.
@@ -186,6 +190,32 @@ pub struct Usage {
     pub quota_throttled_s: Option<f64>,
 }
 
+/// The meter at one moment, to tell what one job took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EnergyMoment {
+    /// When.
+    pub at: Instant,
+    /// Joules of the machine's processors since some time.
+    pub joules: f64,
+    /// Watts of the machine's processors while no job ran, the least that was measured.
+    pub idle_w: f64,
+    /// Jobs accepted that have not ended.
+    pub open: usize,
+    /// Jobs accepted so far.
+    pub accepted: u64,
+}
+
+impl EnergyMoment {
+    /// Joules above idle power since `before`, a moment just before a job was accepted. `None` when another job ran in this time: the
+    /// meter can't tell them apart; or when the work drowned in the noise.
+    pub fn joules_since(&self, before: &EnergyMoment) -> Option<f64> {
+        let was_alone = before.open == 0 && self.accepted == before.accepted + 1;
+        let seconds = self.at.saturating_duration_since(before.at).as_secs_f64();
+        let joules = self.joules - before.joules - self.idle_w * seconds;
+        (was_alone && joules > 0.0).then_some(joules)
+    }
+}
+
 /// Runs generations. All calls return at once.
 pub trait Backend: Send + Sync + 'static {
     /// Whether requests can be served.
@@ -214,4 +244,43 @@ pub trait Backend: Send + Sync + 'static {
     fn slots(&self) -> Vec<SlotView>;
     /// A snapshot of the counters.
     fn counters(&self) -> BackendCounters;
+    /// The meter now; `None` where there is none, or none that a short time can be read from, or no idle power is known yet.
+    fn energy(&self) -> Option<EnergyMoment>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn joules_are_those_above_idle_of_a_job_that_was_alone() {
+        let before = EnergyMoment {
+            at: Instant::now(),
+            joules: 100.0,
+            idle_w: 9.0,
+            open: 0,
+            accepted: 7,
+        };
+        let after = EnergyMoment {
+            at: before.at + Duration::from_secs(2),
+            joules: 150.0,
+            idle_w: 10.0,
+            open: 0,
+            accepted: 8,
+        };
+        assert_eq!(after.joules_since(&before), Some(30.0));
+        let came_in_between = EnergyMoment {
+            accepted: 9,
+            ..after
+        };
+        assert_eq!(came_in_between.joules_since(&before), None);
+        let ran_before = EnergyMoment { open: 1, ..before };
+        assert_eq!(after.joules_since(&ran_before), None);
+        let idle = EnergyMoment {
+            joules: 119.0,
+            ..after
+        };
+        assert_eq!(idle.joules_since(&before), None);
+    }
 }

@@ -15,7 +15,7 @@ use bitnet_model::tokenizer::Detokenizer;
 use tokio::time::sleep;
 
 use crate::app::{App, Generation};
-use crate::backend::{BackendState, Job, JobEvent, JobHandle, Refused};
+use crate::backend::{BackendState, EnergyMoment, Job, JobEvent, JobHandle, Refused};
 use crate::error::ApiError;
 use crate::metrics::{End, Finished};
 use crate::model::Model;
@@ -93,6 +93,10 @@ pub(crate) struct Timings {
     pub(crate) predicted_n: usize,
     /// From the first token to the last.
     pub(crate) predicted_ms: f64,
+    /// CPU time of the engine; a step's is shared by tokens.
+    pub(crate) cpu_ms: Option<f64>,
+    /// Idle power taken off; only of an answer that was alone.
+    pub(crate) joules: Option<f64>,
 }
 
 /// One answer on its way.
@@ -103,6 +107,8 @@ struct Choice {
     prompt: Arc<[u32]>,
     seed: u32,
     asked_at: Instant,
+    /// The meter before it was submitted.
+    energy: Option<EnergyMoment>,
     slot: Option<usize>,
     detokenizer: Detokenizer,
     scanner: StopScanner,
@@ -143,7 +149,9 @@ impl Choice {
                 cached,
                 processed,
                 ms,
+                cpu_ms,
             } => {
+                self.timings.cpu_ms = cpu_ms;
                 self.slot = Some(slot);
                 self.timings.cached = cached;
                 self.timings.prompt_n = total.saturating_sub(cached);
@@ -163,7 +171,13 @@ impl Choice {
                     progress,
                 }])
             }
-            JobEvent::Token { token, probs, at } => {
+            JobEvent::Token {
+                token,
+                probs,
+                at,
+                cpu_ms,
+            } => {
+                self.timings.cpu_ms = cpu_ms;
                 self.clock(at, app);
                 Ok(self.on_token(token, probs))
             }
@@ -287,6 +301,7 @@ impl Choice {
             prompt_ms,
             predicted_n,
             predicted_ms,
+            ..
         } = self.timings;
         tracing::info!(
             target: "bitnet_server::generation",
@@ -344,6 +359,7 @@ impl Run {
                     prompt: Arc::clone(&prompt),
                     seed: params.sampling.seed.wrapping_add(k as u32),
                     asked_at,
+                    energy: None,
                     slot: None,
                     detokenizer: model.detokenizer(),
                     scanner: StopScanner::new(params.stop.clone()),
@@ -414,8 +430,9 @@ impl Run {
     /// Submits waiting answers while slots may be free.
     fn submit(&mut self) -> Result<(), Refused> {
         while self.running.len() < self.at_once
-            && let Some(choice) = self.waiting.front()
+            && let Some(choice) = self.waiting.front_mut()
         {
+            choice.energy = self.app.backend.energy();
             let handle = self.app.backend.submit(choice.job())?;
             if let Some(choice) = self.waiting.pop_front() {
                 self.running.push((choice, handle));
@@ -442,8 +459,12 @@ impl Run {
             None => Err(ApiError::server("the engine gave the generation up")),
         };
         match steps {
-            Ok(steps) => {
-                if let Some(Step::End { .. }) = steps.last() {
+            Ok(mut steps) => {
+                if let Some(Step::End { outcome, .. }) = steps.last_mut() {
+                    let before = self.running[at].0.energy;
+                    let joules = self.app.backend.energy().zip(before);
+                    outcome.timings.joules =
+                        joules.and_then(|(after, before)| after.joules_since(&before));
                     self.retire(at, End::Complete);
                 }
                 self.ready.extend(steps);

@@ -25,7 +25,7 @@ pub(crate) fn timings_json(timings: &Timings) -> Value {
     let prompt_n = timings.prompt_n as f64;
     let steps = timings.predicted_n.saturating_sub(1) as f64;
     let (prompt_ms, predicted_ms) = (finite(timings.prompt_ms), finite(timings.predicted_ms));
-    json!({
+    let mut out = json!({
         "cache_n": timings.cached,
         "prompt_n": timings.prompt_n,
         "prompt_ms": prompt_ms,
@@ -35,7 +35,19 @@ pub(crate) fn timings_json(timings: &Timings) -> Value {
         "predicted_ms": predicted_ms,
         "predicted_per_token_ms": ratio(predicted_ms, steps),
         "predicted_per_second": ratio(1e3 * steps, predicted_ms),
-    })
+    });
+    let n_tokens = (timings.prompt_n + timings.predicted_n) as f64;
+    let per_token = timings.joules.map(|joules| ratio(joules, n_tokens));
+    for (name, value) in [
+        ("cpu_ms", timings.cpu_ms),
+        ("joules", timings.joules),
+        ("joules_per_token", per_token),
+    ] {
+        if let Some(value) = value {
+            out[name] = finite(value).into();
+        }
+    }
+    out
 }
 
 /// What a sampling is made of, as `/slots`, `/props` and `generation_settings` show it.
@@ -109,11 +121,18 @@ mod tests {
             prompt_ms: 20.0,
             predicted_n: 5,
             predicted_ms: 80.0,
+            cpu_ms: Some(150.0),
+            joules: Some(1.8),
         };
         let json = timings_json(&timings);
         assert_eq!(json["predicted_per_second"], 50.0);
         assert_eq!(json["predicted_per_token_ms"], 20.0);
         assert_eq!(json["prompt_per_second"], 200.0);
+        assert_eq!(json["cpu_ms"], 150.0);
+        assert_eq!(
+            (&json["joules"], &json["joules_per_token"]),
+            (&json!(1.8), &json!(0.2))
+        );
         let one = timings_json(&Timings {
             predicted_n: 1,
             ..Timings::default()
@@ -122,5 +141,9 @@ mod tests {
             (&one["predicted_per_second"], &one["predicted_per_token_ms"]),
             (&json!(0.0), &json!(0.0))
         );
+        // What nobody measured is not there.
+        for name in ["cpu_ms", "joules", "joules_per_token"] {
+            assert_eq!(one.get(name), None);
+        }
     }
 }

@@ -165,6 +165,7 @@ impl Mind {
                         cached: 0,
                         processed,
                         ms: processed as f64,
+                        cpu_ms: Some(2.0 * processed as f64),
                     });
                 }
                 self.jobs.insert(id, (*submit, 0, slot));
@@ -178,6 +179,7 @@ impl Mind {
                     cached: 0,
                     processed: 0,
                     ms: 0.0,
+                    cpu_ms: None,
                 });
                 self.embeds.push_back(*embed);
             }
@@ -236,12 +238,15 @@ impl Mind {
             let probs = None;
             // A millisecond each by this engine's clock, whatever the test's machine does.
             let ms = self.produced as f64;
+            // And two of CPU time for each token of prompt and answer.
+            let cpu_ms = Some(2.0 * submit.tokens.len() as f64);
             self.say(&FromEngine::Token {
                 id,
                 token,
                 probs,
                 mirostat_mu: None,
                 ms,
+                cpu_ms,
             });
             let steps = self.steps;
             self.say(&FromEngine::Heartbeat { steps });
@@ -386,24 +391,33 @@ fn wait_for(mut condition: impl FnMut() -> bool) {
 
 struct Told {
     tokens: Vec<u32>,
+    /// CPU time as of each event.
+    cpu_ms: Vec<f64>,
     prefill: Vec<usize>,
     finish: Finish,
     shifted: bool,
 }
 
 fn listen(mut handle: JobHandle) -> Told {
-    let (mut tokens, mut prefill) = (vec![], vec![]);
+    let (mut tokens, mut prefill, mut cpu) = (vec![], vec![], vec![]);
     loop {
         match handle.events.blocking_recv().expect("ends with Done") {
-            JobEvent::Prefill { processed, .. } => {
+            JobEvent::Prefill {
+                processed, cpu_ms, ..
+            } => {
                 assert!(tokens.is_empty(), "prefill after a token");
                 prefill.push(processed);
+                cpu.extend(cpu_ms);
             }
-            JobEvent::Token { token, .. } => tokens.push(token),
+            JobEvent::Token { token, cpu_ms, .. } => {
+                tokens.push(token);
+                cpu.extend(cpu_ms);
+            }
             JobEvent::Embedding { .. } => panic!("a generation has no vectors"),
             JobEvent::Done { finish, shifted } => {
                 assert!(handle.events.blocking_recv().is_none());
                 return Told {
+                    cpu_ms: cpu,
                     tokens,
                     prefill,
                     finish,
@@ -612,6 +626,42 @@ fn dropping_cancels() {
 }
 
 #[test]
+fn cpu_time_adds_up_over_engines() {
+    let faults = vec![vec![Fault::DieAfter(5, 9)], vec![Fault::DieAfter(7, 9)]];
+    let mut bench = bench(faults, vec![], |_| {});
+    bench.ready();
+    let seed = (0..).find(|&seed| undisturbed(&[3, 4], seed, 20).len() == 20);
+    let told = listen(bench.submit(&[3, 4], seed.unwrap(), Some(20)));
+    assert_eq!(told.cpu_ms.len(), 22);
+    assert_eq!(told.cpu_ms[..3], [0.0, 4.0, 6.0]);
+    assert!(told.cpu_ms.is_sorted(), "{:?}", told.cpu_ms);
+    // Two tokens and 5, then those 7 as a prompt and 7, then those 14 and 8, by two milliseconds each.
+    assert_eq!(told.cpu_ms[21], 2.0 * (7.0 + 14.0 + 22.0));
+}
+
+#[test]
+fn the_meter_is_read_with_what_runs() {
+    let mut bench = bench(vec![vec![Fault::HangAfter(0)]], vec![], |_| {});
+    bench.ready();
+    assert_eq!(bench.broker.energy(), None);
+    let mut joules = 0.0;
+    bench.broker.set_meter(Arc::new(Mutex::new(move || {
+        joules += 5.0;
+        joules
+    })));
+    assert_eq!(bench.broker.energy(), None, "idle power is not known");
+    bench.broker.set_idle_watts(3.0);
+    let before = bench.broker.energy().unwrap();
+    let handle = bench.submit(&[1], 1, Some(4));
+    let after = bench.broker.energy().unwrap();
+    assert_eq!((before.joules, after.joules), (5.0, 10.0));
+    assert_eq!((before.open, after.open, after.idle_w), (0, 1, 3.0));
+    assert_eq!(after.accepted, before.accepted + 1);
+    assert!(after.joules_since(&before).is_some());
+    drop(handle);
+}
+
+#[test]
 fn a_full_context_is_shifted() {
     let seed = (0..)
         .find(|&seed| undisturbed(&[3, 4], seed, usize::MAX).len() > CONTEXT - 2)
@@ -784,6 +834,7 @@ fn late_events_of_unknown_jobs_are_ignored() {
                 probs: None,
                 mirostat_mu: None,
                 ms: 0.0,
+                cpu_ms: None,
             };
             let sent = bench
                 .broker

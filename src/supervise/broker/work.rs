@@ -8,7 +8,7 @@ use bitnet_model::protocol::{
 use bitnet_server::backend::{EmbedJob, Job, JobEvent};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::STRIKES;
+use super::{Progress, STRIKES};
 
 /// One accepted job, wherever it is.
 pub(super) struct Work {
@@ -32,6 +32,9 @@ pub(super) struct Work {
     pub(super) prefill_began: Option<Instant>,
     /// The first token of this engine: when it arrived, and its milliseconds by the engine's clock.
     pub(super) first_token: Option<(Instant, f64)>,
+    /// CPU time it took of earlier engines, or before its context was shifted, and of this one so far.
+    pub(super) cpu_ms_before: f64,
+    pub(super) cpu_ms: Option<f64>,
     /// Given to an engine more than once.
     pub(super) resumed: bool,
     pub(super) shifted: bool,
@@ -54,6 +57,8 @@ impl Work {
             processed: None,
             prefill_began: None,
             first_token: None,
+            cpu_ms_before: 0.0,
+            cpu_ms: None,
             resumed: false,
             shifted: false,
             cancelled: false,
@@ -86,6 +91,7 @@ impl Work {
     pub(super) fn resume(&mut self) {
         self.slot = None;
         self.first_token = None;
+        self.cpu_ms_before += self.cpu_ms.take().unwrap_or(0.0);
         self.vectors.clear();
         self.resumed = true;
     }
@@ -95,6 +101,11 @@ impl Work {
         let (arrived, first_ms) = *self.first_token.get_or_insert((Instant::now(), ms));
         let since_first = Duration::try_from_secs_f64((ms - first_ms) / 1e3).unwrap_or_default();
         arrived.checked_add(since_first).unwrap_or(arrived)
+    }
+
+    /// CPU time of all engines. A step that died with its engine is not in it: nobody knows it.
+    pub(super) fn cpu_ms_in_all(&self) -> Option<f64> {
+        self.cpu_ms.map(|ms| self.cpu_ms_before + ms)
     }
 
     pub(super) fn remaining(&self) -> Option<usize> {
@@ -184,7 +195,17 @@ impl Work {
     }
 
     /// Prompt progress for the client: the first engine's, and a later one's only where it gets further.
-    pub(super) fn report_prefill(&mut self, slot: usize, cached: usize, processed: usize, ms: f64) {
+    pub(super) fn report_prefill(&mut self, progress: &Progress) {
+        let &Progress {
+            slot,
+            cached,
+            processed,
+            ms,
+            cpu_ms,
+            ..
+        } = progress;
+        self.cpu_ms = cpu_ms;
+        let cpu_ms = self.cpu_ms_in_all();
         if self.produced > 0 || self.processed.is_some_and(|seen| processed <= seen) {
             return;
         }
@@ -205,6 +226,7 @@ impl Work {
             cached,
             processed,
             ms,
+            cpu_ms,
         });
     }
 }

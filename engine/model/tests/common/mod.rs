@@ -158,6 +158,18 @@ impl Run {
         }
     }
 
+    /// Job and its CPU time, in the order of events.
+    pub(crate) fn cpu_ms(&self) -> Vec<(u64, f64)> {
+        let events = self.events.borrow();
+        let told = events.iter().filter_map(|event| match event {
+            FromEngine::Prefill { id, cpu_ms, .. } | FromEngine::Token { id, cpu_ms, .. } => {
+                Some((*id, cpu_ms.expect("this system tells CPU time")))
+            }
+            _ => None,
+        });
+        told.collect()
+    }
+
     /// Submits, finishes, and tells what came of it.
     pub(crate) fn generate(&mut self, job: Submit) -> Outcome {
         let id = job.id;

@@ -35,6 +35,21 @@ const TIMINGS: Kind = Object(&[
     ),
     required(&["predicted_per_token_ms"], Number, ""),
     required(&["predicted_per_second"], Number, ""),
+    field(
+        &["cpu_ms"],
+        Number,
+        "CPU time of the engine's threads; that of a step is shared among its requests by tokens",
+    ),
+    field(
+        &["joules"],
+        Number,
+        "of the machine's processors, idle power taken off; at the end of an answer that ran alone, where a counter can be read",
+    ),
+    field(
+        &["joules_per_token"],
+        Number,
+        "by the tokens evaluated and produced",
+    ),
 ]);
 
 const USAGE: Kind = Object(&[

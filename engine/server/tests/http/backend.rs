@@ -1,5 +1,6 @@
 //! A backend that says what the test tells it to, one token at a time.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -9,8 +10,8 @@ use bitnet_model::protocol::{
     Finish, Pooling, SamplingParams, SlotAction, SlotFault, SlotReport, TokenProbs,
 };
 use bitnet_server::backend::{
-    Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, Job, JobEvent, JobHandle,
-    Refused, SlotView,
+    Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, EnergyMoment, Job, JobEvent,
+    JobHandle, Refused, SlotView,
 };
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::oneshot;
@@ -58,6 +59,8 @@ pub(crate) struct ScriptedBackend {
     pub(crate) embeds: Mutex<Vec<EmbedJob>>,
     /// Slot actions, as they came.
     pub(crate) actions: Mutex<Vec<(usize, SlotAction)>>,
+    /// What the meter shows when it is looked at, one after another.
+    pub(crate) meter: Mutex<VecDeque<EnergyMoment>>,
     pub(crate) cancelled: Arc<AtomicUsize>,
     /// Refuse further jobs while this many run.
     pub(crate) queue: usize,
@@ -75,6 +78,7 @@ impl ScriptedBackend {
             jobs: Mutex::new(Vec::new()),
             embeds: Mutex::new(Vec::new()),
             actions: Mutex::new(Vec::new()),
+            meter: Mutex::default(),
             cancelled: Arc::new(AtomicUsize::new(0)),
             queue,
             slots,
@@ -149,6 +153,10 @@ impl Backend for ScriptedBackend {
             ..SlotView::default()
         };
         (0..self.slots).map(view).collect()
+    }
+
+    fn energy(&self) -> Option<EnergyMoment> {
+        self.meter.lock().unwrap().pop_front()
     }
 
     fn counters(&self) -> BackendCounters {
@@ -233,6 +241,7 @@ impl Play {
             cached,
             processed,
             ms,
+            cpu_ms: Some(2.0 * ms),
         };
         let _ = self.sender.send(progress(cached, 0.0));
         if !self.pause(*prefill) {
@@ -254,7 +263,7 @@ impl Play {
             let _ = self.sender.send(JobEvent::Embedding { vectors });
         }
         let limit = self.job.max_tokens.map_or(usize::MAX, |n| n as usize);
-        for token in tokens.iter().take(limit) {
+        for (place, token) in tokens.iter().take(limit).enumerate() {
             if !self.pause(*per_token) {
                 return;
             }
@@ -269,6 +278,8 @@ impl Play {
                 token: *token,
                 probs,
                 at: Instant::now(),
+                // 8 ms for the prompt and 0.5 for each token.
+                cpu_ms: Some(8.5 + place as f64 / 2.0),
             });
         }
         let finish = if tokens.len() >= limit {

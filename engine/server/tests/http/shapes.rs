@@ -1,7 +1,10 @@
 //! What each route answers when nothing is streamed.
 
+use std::time::{Duration, Instant};
+
 use bitnet_model::protocol::{Finish, SamplerKind};
 use bitnet_server::ServerConfig;
+use bitnet_server::backend::EnergyMoment;
 use serde_json::{Value, json};
 
 use crate::backend::Script;
@@ -121,6 +124,38 @@ fn native_completion() {
         ms == 0.0 || (rate - 8e3 / ms).abs() < 1e-6 * rate,
         "{timings}"
     );
+    // 8 ms for the prompt and half a millisecond for each token, as the backend told.
+    assert_eq!(timings["cpu_ms"], 12.5);
+    assert_eq!(timings.get("joules"), None, "there is no meter");
+}
+
+#[test]
+fn joules_of_an_answer_that_was_alone() {
+    let server = Server::start();
+    server.plays(Script {
+        tokens: server.byte_tokens(b"Hello"),
+        ..Script::default()
+    });
+    let at = Instant::now();
+    let moment = |seconds, joules, accepted| EnergyMoment {
+        at: at + Duration::from_secs(seconds),
+        joules,
+        idle_w: 5.0,
+        open: 0,
+        accepted,
+    };
+    let ask = |moments: [EnergyMoment; 2]| {
+        server.backend.meter.lock().unwrap().extend(moments);
+        let body = json!({ "messages": [{ "role": "user", "content": "Hi" }] });
+        server.post("/v1/chat/completions", body).json()["timings"].clone()
+    };
+    let alone = ask([moment(0, 100.0, 3), moment(2, 160.0, 4)]);
+    assert_eq!(alone["joules"], 50.0, "{alone}");
+    let n = alone["prompt_n"].as_f64().unwrap() + 5.0;
+    assert_eq!(alone["joules_per_token"], 50.0 / n);
+    let among_others = ask([moment(0, 100.0, 3), moment(2, 160.0, 5)]);
+    assert_eq!(among_others.get("joules"), None);
+    assert!(among_others["cpu_ms"].is_number());
 }
 
 #[test]
