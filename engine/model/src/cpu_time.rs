@@ -2,7 +2,7 @@
 
 /// Milliseconds since it began; `None` where the system doesn't tell.
 #[cfg(unix)]
-pub(crate) fn now_ms() -> Option<f64> {
+fn now_ms() -> Option<f64> {
     use nix::time::{ClockId, clock_gettime};
     let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).ok()?;
     Some(time.tv_sec() as f64 * 1e3 + time.tv_nsec() as f64 / 1e6)
@@ -10,14 +10,31 @@ pub(crate) fn now_ms() -> Option<f64> {
 
 /// Not known here.
 #[cfg(not(unix))]
-pub(crate) fn now_ms() -> Option<f64> {
+fn now_ms() -> Option<f64> {
     None
 }
 
-/// Milliseconds since an earlier [`now_ms`].
-pub(crate) fn since_ms(began_ms: Option<f64>) -> Option<f64> {
-    let (now, began) = now_ms().zip(began_ms)?;
-    Some((now - began).max(0.0))
+/// CPU time in laps without gaps. The system may count what another thread uses some milliseconds late: then it is in the
+/// next lap, not lost.
+pub(crate) struct Laps(Option<f64>);
+
+impl Laps {
+    /// The first lap begins.
+    pub(crate) fn start() -> Self {
+        Laps(now_ms())
+    }
+
+    /// Ends a lap, in milliseconds, and begins the next; `None` where the system doesn't tell.
+    pub(crate) fn lap(&mut self) -> Option<f64> {
+        let began = std::mem::replace(&mut self.0, now_ms());
+        let (now, began) = self.0.zip(began)?;
+        Some((now - began).max(0.0))
+    }
+
+    /// Whether laps can be measured here.
+    pub(crate) fn are_known(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 #[cfg(all(test, unix))]
@@ -27,7 +44,7 @@ mod tests {
 
     #[test]
     fn threads_count_as_well_as_the_caller() {
-        let began = now_ms();
+        let mut laps = Laps::start();
         let spin = || {
             let began = Instant::now();
             while began.elapsed() < Duration::from_millis(30) {
@@ -38,6 +55,6 @@ mod tests {
             scope.spawn(spin);
         });
         // Other programs may have had the CPU for some of the time.
-        assert!(since_ms(began).unwrap() > 1.0);
+        assert!(laps.lap().unwrap() > 1.0);
     }
 }

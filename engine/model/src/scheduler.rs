@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use crate::chores::Chores;
-use crate::cpu_time;
+use crate::cpu_time::Laps;
 use crate::engine::Engine;
 use crate::grammar::GrammarError;
 use crate::graph::{Entry, Model};
@@ -86,6 +86,8 @@ pub struct Scheduler<S> {
     last_beat: Instant,
     /// The server knows that there is nothing left to prepare.
     told_settled: bool,
+    /// CPU time since the last step's end.
+    cpu: Laps,
     /// Grows with every start; orders slots by last use.
     clock: u64,
     send: S,
@@ -146,6 +148,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             steps: 0,
             last_beat: Instant::now(),
             told_settled: false,
+            cpu: Laps::start(),
             clock: 0,
             send,
         }
@@ -159,6 +162,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
                     return;
                 };
                 self.last_beat = Instant::now();
+                self.cpu.lap();
                 self.handle(command);
             }
             loop {
@@ -303,7 +307,10 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         self.forward();
         self.pace
             .observe(self.batch.len() - n_generating, began.elapsed());
-        self.engine.prepare(PREPARE_BUSY);
+        if self.engine.is_unprepared() {
+            self.engine.prepare(PREPARE_BUSY);
+            self.cpu.lap();
+        }
     }
 
     fn do_chores(&mut self) {
@@ -324,6 +331,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         let is_idle = |slot: usize| slots.get(slot).is_none_or(|slot| slot.job.is_none());
         let kv = engine.kv_mut();
         self.chores.work(time, kv, &fingerprint, is_idle, send);
+        self.cpu.lap();
         self.beat();
     }
 
@@ -416,7 +424,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             cached,
             processed: cached,
             ms: 0.0,
-            cpu_ms: cpu_time::now_ms().map(|_| 0.0),
+            cpu_ms: self.cpu.are_known().then_some(0.0),
         });
         self.clock += 1;
         self.slots[slot].last_used = self.clock;
@@ -426,7 +434,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             pooler: pooling.map(|pooling| Pooler::new(pooling, submit.tokens.len())),
             cached,
             prefill_began: None,
-            cpu_ms: cpu_time::now_ms().map(|_| 0.0),
+            cpu_ms: self.cpu.are_known().then_some(0.0),
             submit,
         });
     }
@@ -494,11 +502,11 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             last_beat,
             hidden,
             send,
+            cpu,
             ..
         } = self;
         let (model, kv) = engine.parts();
         let wants = wants(slots, batch);
-        let cpu_began = cpu_time::now_ms();
         model.forward_for(batch, &wants, kv, || {
             if last_beat.elapsed() >= HEARTBEAT {
                 *last_beat = Instant::now();
@@ -506,7 +514,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             }
         });
         *steps += 1;
-        let cpu_ms = cpu_time::since_ms(cpu_began);
+        let cpu_ms = cpu.lap();
         let mut n_before = 0;
         for run in batch.chunk_by(|a, b| a.slot == b.slot) {
             let entries = n_before..n_before + run.len();
@@ -546,9 +554,8 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             .zip(model.logits())
             .map(|(entry, mut logits)| {
                 let job = slots[entry.slot].job.as_mut()?;
-                let cpu_began = cpu_time::now_ms();
                 let drawn = job.sampler.draw(&mut logits, &job.submit.tokens);
-                job.charge(cpu_time::since_ms(cpu_began));
+                job.charge(cpu.lap());
                 Some(drawn)
             })
             .collect();
@@ -559,9 +566,8 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             let sampled = match drawn {
                 Ok(Some(sampled)) => Ok(sampled),
                 Ok(None) => {
-                    let cpu_began = cpu_time::now_ms();
                     let drawn = job.draw_allowed(model, place);
-                    job.charge(cpu_time::since_ms(cpu_began));
+                    job.charge(cpu.lap());
                     drawn
                 }
                 Err(error) => Err(error),
