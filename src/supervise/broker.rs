@@ -342,6 +342,8 @@ struct Running {
     engine: Box<dyn Engine>,
     frames: Sender<ToEngine>,
     ready: bool,
+    /// It has produced a token.
+    productive: bool,
     steps: u64,
     /// Last sign of progress while jobs run.
     progress_at: Instant,
@@ -614,6 +616,7 @@ impl Supervisor {
             engine,
             frames,
             ready: false,
+            productive: false,
             steps: 0,
             progress_at: Instant::now(),
             hung: false,
@@ -926,9 +929,13 @@ impl Supervisor {
                 ms,
                 cpu_ms,
             } => {
+                let first = !std::mem::replace(&mut running.productive, true);
                 if let Some(work) = self.active.get_mut(&id) {
                     work.append(token, mirostat_mu);
                     work.cpu_ms = cpu_ms;
+                }
+                if first {
+                    self.event(Event::Productive);
                 }
                 self.token(id, token, probs, ms);
             }

@@ -11,8 +11,10 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// First pause before a restart.
-pub(crate) const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+/// Pause before the first restart: clients wait for it.
+pub(crate) const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// Pause before the second restart in a row; doubled for each further one.
+pub(crate) const BACKOFF_SECOND: Duration = Duration::from_secs(1);
 /// Longest pause before a restart.
 pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// An engine that served this long starts again with the first pause.
@@ -132,6 +134,8 @@ pub(crate) enum Event {
         /// In `[0, 1)`; spreads the pause over ±25 %.
         jitter: f64,
     },
+    /// The engine produced its first token: it works, so what ends it later is no crash loop, and crashes before it are forgotten.
+    Productive,
     /// The engine is busy and does not advance.
     Hung(Failure),
     /// Nothing runs, and the engine is to be replaced by one with another configuration.
@@ -294,6 +298,14 @@ pub(crate) fn step(state: State, event: Event, now: Instant) -> (State, Vec<Acti
             },
         ) => state.crashed(said.unwrap_or(how), explained, jitter, now),
 
+        (Phase::Ready { .. }, E::Productive) => {
+            let state = State {
+                attempt: 0,
+                crashes: Vec::new(),
+                ..state
+            };
+            (state, vec![])
+        }
         (Phase::Ready { since }, E::Hung(why)) => {
             let state = state.served(since, now);
             (state.with(Phase::Killing { why }), vec![Action::Kill])
@@ -373,10 +385,13 @@ fn starting(now: Instant, start_timeout: Duration) -> Phase {
     }
 }
 
-/// `BACKOFF_FIRST` doubled per attempt up to `BACKOFF_MAX`, spread over ±25 % by `jitter` in `[0, 1)`.
+/// `BACKOFF_FIRST`, then `BACKOFF_SECOND` doubled per attempt up to `BACKOFF_MAX`, spread over ±25 % by `jitter` in `[0, 1)`.
 fn backoff(attempt: u32, jitter: f64) -> Duration {
-    let doubled = BACKOFF_FIRST.saturating_mul(1 << attempt.min(16));
-    doubled.min(BACKOFF_MAX).mul_f64(0.75 + 0.5 * jitter)
+    let pause = match attempt.checked_sub(1) {
+        None => BACKOFF_FIRST,
+        Some(more) => BACKOFF_SECOND.saturating_mul(1 << more.min(16)),
+    };
+    pause.min(BACKOFF_MAX).mul_f64(0.75 + 0.5 * jitter)
 }
 
 #[cfg(test)]
@@ -560,6 +575,7 @@ mod tests {
                 vec![A::CancelJobs, A::Kill],
             ),
             ("idle", ready(now), Event::Idle, now, "Ready", vec![]),
+            ("works", ready(now), Event::Productive, now, "Ready", vec![]),
             (
                 "after failure",
                 failed(),
@@ -611,8 +627,8 @@ mod tests {
     #[test]
     fn pauses_double_and_stay_below_the_limit() {
         let seconds: Vec<f64> = (0..9).map(|n| backoff(n, 0.5).as_secs_f64()).collect();
-        assert_eq!(seconds, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);
-        assert_eq!(backoff(0, 0.0), Duration::from_millis(375));
+        assert_eq!(seconds, [0.05, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]);
+        assert_eq!(backoff(1, 0.0), Duration::from_millis(750));
         assert!(backoff(60, 0.999) < BACKOFF_MAX.mul_f64(1.25));
     }
 
@@ -647,6 +663,34 @@ mod tests {
             state = step(state, Event::Tick, now).0;
             state = step(state, Event::Ready, now).0;
         }
+    }
+
+    #[test]
+    fn engines_that_produce_tokens_are_no_loop() {
+        let now = Instant::now();
+        let mut state = ready(now);
+        for _ in 0..20 {
+            // One that dies idle, then one that dies at work.
+            for productive in [false, true] {
+                if productive {
+                    state = step(state, Event::Productive, now).0;
+                }
+                state = step(state, exited("signal SIGKILL"), now).0;
+                let pause = state.deadline().expect("a pause");
+                if productive {
+                    assert_eq!(pause, now + BACKOFF_FIRST);
+                }
+                state = step(state, Event::Tick, pause).0;
+                state = step(state, Event::Ready, now).0;
+            }
+        }
+        for _ in 0..CRASH_LIMIT {
+            let pause = state.deadline().unwrap_or(now);
+            state = step(state, Event::Tick, pause).0;
+            state = step(state, Event::Ready, now).0;
+            state = step(state, exited("signal SIGKILL"), now).0;
+        }
+        assert!(matches!(state.phase, Phase::Failed(_)), "{state:?}");
     }
 
     #[test]

@@ -788,12 +788,24 @@ fn slot_actions_are_bounded_and_end_with_the_engine() {
 
 #[test]
 fn a_crash_loop_fails_the_jobs_and_says_so() {
-    let mut bench = bench(vec![], vec![Fault::DieAfter(1, 9)], |_| {});
+    let mut faults = vec![vec![Fault::DieAfter(0, 9)]; 5];
+    faults[0] = vec![Fault::DieAfter(1, 9)];
+    let mut bench = bench(faults, vec![], |_| {});
     bench.ready();
     let told = listen(bench.submit(&[2], 1, Some(20)));
-    assert_eq!(told.tokens, undisturbed(&[2], 1, 5));
+    assert_eq!(told.tokens, undisturbed(&[2], 1, 1));
     assert!(matches!(told.finish, Finish::Error(reason) if reason.contains("SIGKILL")));
     assert!(matches!(bench.broker.state(), BackendState::Failed(_)));
+}
+
+#[test]
+fn engines_that_get_a_token_further_finish_the_job() {
+    let mut bench = bench(vec![], vec![Fault::DieAfter(1, 9)], |_| {});
+    bench.ready();
+    let told = listen(bench.submit(&[2], 1, Some(12)));
+    assert_eq!(told.tokens, undisturbed(&[2], 1, 12));
+    assert_eq!(told.finish, Finish::Limit);
+    assert!(bench.broker.counters().engine_restarts >= 11);
 }
 
 #[test]
