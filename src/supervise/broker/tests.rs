@@ -1,13 +1,22 @@
 //! The broker against a scripted engine: a thread that speaks frames over a socket pair and can be made to die, hang
 //! or refuse at a chosen token.
 
+use super::work::Work;
 use super::*;
-use crate::supervise::child::{Exit, ExitKind};
+use crate::supervise::child::{Engine, Exit, ExitKind};
 use bitnet_model::protocol::{
-    Embed, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplingParams, Submit, WeightsHome,
+    Embed, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplingParams, SlotAction,
+    SlotFault, SlotReport, Submit, ToEngine, WeightsHome, read_frame, write_frame,
 };
+use bitnet_server::backend::{Backend, EmbedJob, Job, JobEvent, JobHandle, Refused};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
 
 const CONTEXT: usize = 64;
 const EOG: u32 = 1;

@@ -8,7 +8,8 @@ use bitnet_model::protocol::{
 use bitnet_server::backend::{EmbedJob, Job, JobEvent};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Progress, STRIKES};
+use super::STRIKES;
+use super::frames::Progress;
 
 /// One accepted job, wherever it is.
 pub(super) struct Work {

@@ -1,0 +1,153 @@
+//! What an engine's frames mean to its jobs, and to those who look on.
+
+use std::time::Instant;
+
+use bitnet_model::protocol::{Finish, FromEngine, TokenProbs};
+use bitnet_server::backend::{JobEvent, SlotView};
+
+use super::{Notice, Supervisor};
+use crate::supervise::state::{Event, Failure};
+
+/// Prompt progress, as the engine tells it.
+pub(super) struct Progress {
+    pub(super) slot: usize,
+    pub(super) total: usize,
+    pub(super) cached: usize,
+    pub(super) processed: usize,
+    pub(super) ms: f64,
+    pub(super) cpu_ms: Option<f64>,
+}
+
+impl Supervisor {
+    pub(super) fn frame(&mut self, generation: u64, frame: FromEngine) {
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        if running.generation != generation {
+            return;
+        }
+        running.progress_at = Instant::now();
+        match frame {
+            FromEngine::Ready { load_ms } => {
+                running.ready = true;
+                let pid = running.engine.pid();
+                let _ = self.notices.send(Notice::Ready { load_ms, pid });
+                self.event(Event::Ready);
+            }
+            FromEngine::Settled => tracing::debug!("the engine has settled"),
+            FromEngine::Failed { message, hint } => {
+                let reason = message;
+                if self.state.ever_ready {
+                    tracing::error!("the engine can't load the model again: {reason}");
+                }
+                self.event(Event::LoadFailed(Failure { reason, hint }));
+            }
+            FromEngine::Prefill {
+                id,
+                slot,
+                total,
+                cached,
+                processed,
+                ms,
+                cpu_ms,
+            } => {
+                let progress = Progress {
+                    slot,
+                    total,
+                    cached,
+                    processed,
+                    ms,
+                    cpu_ms,
+                };
+                self.prefill(id, &progress);
+            }
+            FromEngine::Token {
+                id,
+                token,
+                probs,
+                mirostat_mu,
+                ms,
+                cpu_ms,
+            } => {
+                let first = !std::mem::replace(&mut running.productive, true);
+                if let Some(work) = self.active.get_mut(&id) {
+                    work.append(token, mirostat_mu);
+                    work.cpu_ms = cpu_ms;
+                }
+                if first {
+                    self.event(Event::Productive);
+                }
+                self.token(id, token, probs, ms);
+            }
+            FromEngine::Embedding { id, vectors } => {
+                if let Some(work) = self.active.get_mut(&id) {
+                    work.vectors.extend(vectors);
+                }
+            }
+            FromEngine::Slot { id, result } => self.slot_done(id, result),
+            FromEngine::Done { id, finish } => self.done(id, finish),
+            FromEngine::Heartbeat { steps } => {
+                let advanced = steps.saturating_sub(running.steps);
+                running.steps += advanced;
+                self.shared.view().counters.decode_steps += advanced;
+            }
+        }
+    }
+
+    fn prefill(&mut self, id: u64, progress: &Progress) {
+        let Some(work) = self.active.get_mut(&id) else {
+            return;
+        };
+        work.slot = Some(progress.slot);
+        work.report_prefill(progress);
+        let mut view = self.shared.view();
+        let Some(slot) = view.slots.get_mut(progress.slot) else {
+            return;
+        };
+        *slot = SlotView {
+            id: progress.slot,
+            job: Some(id),
+            processing: true,
+            state: if progress.processed < progress.total {
+                1
+            } else {
+                2
+            },
+            prompt_tokens: work.job.prompt.len(),
+            prompt_processed: progress.processed.min(work.job.prompt.len()),
+            prompt_cached: progress.cached.min(work.job.prompt.len()),
+            decoded: work.produced,
+            remaining: work.remaining(),
+            kv_tokens: progress.processed,
+            sampling: Some(work.job.sampling.clone()),
+        };
+    }
+
+    fn token(&mut self, id: u64, token: u32, probs: Option<TokenProbs>, ms: f64) {
+        let Some(work) = self.active.get_mut(&id) else {
+            return;
+        };
+        work.strikes = 0;
+        let at = work.sampled_at(ms);
+        let cpu_ms = work.cpu_ms_in_all();
+        work.send(JobEvent::Token {
+            token,
+            probs,
+            at,
+            cpu_ms,
+        });
+        let mut view = self.shared.view();
+        if let Some(slot) = work.slot.and_then(|slot| view.slots.get_mut(slot)) {
+            slot.state = 3;
+            slot.decoded = work.produced;
+            slot.remaining = work.remaining();
+            slot.kv_tokens = work.window.len() - 1;
+        }
+    }
+
+    fn done(&mut self, id: u64, finish: Finish) {
+        if let Some(work) = self.active.remove(&id) {
+            self.settle(work, finish);
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The broker's handle: what HTTP, the signal handler and the watching thread hold. Everything here returns at once.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bitnet_model::protocol::{EngineConfig, SlotAction, SlotFault, SlotReport};
+use bitnet_server::backend::{
+    Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, EnergyMoment, Job, JobEvent,
+    JobHandle, Refused, SlotView, Usage,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+
+use super::chores::Chore;
+use super::work::Work;
+use super::{BrokerConfig, MAX_CHORES, Message, Notice, Supervisor};
+use crate::supervise::child::Spawn;
+
+/// The handle: what HTTP and the signal handler hold.
+#[derive(Clone)]
+pub(crate) struct Broker {
+    pub(super) inbox: Sender<Message>,
+    shared: Arc<Shared>,
+}
+
+/// What HTTP may look at without asking the thread.
+pub(super) struct Shared {
+    pub(super) next_id: AtomicU64,
+    pub(super) view: Mutex<View>,
+}
+
+pub(super) struct View {
+    pub(super) state: BackendState,
+    pub(super) max_queue: usize,
+    /// Accepted and not ended.
+    pub(super) open: usize,
+    /// Slot actions accepted and not answered.
+    pub(super) chores: usize,
+    pub(super) slots: Vec<SlotView>,
+    pub(super) counters: BackendCounters,
+    pub(super) engine_pid: Option<u32>,
+    pub(super) meter: Option<RequestMeter>,
+    /// Watts without jobs.
+    pub(super) idle_w: Option<f64>,
+}
+
+/// Joules since some time; read at the beginning and the end of requests.
+pub(crate) type RequestMeter = Arc<Mutex<dyn FnMut() -> f64 + Send>>;
+
+impl Shared {
+    pub(super) fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A broker whose engine is not known yet: its handle says `Loading`.
+pub(crate) struct Unstarted {
+    broker: Broker,
+    messages: Receiver<Message>,
+}
+
+impl Unstarted {
+    /// Starts the supervisor thread, and the first engine with it.
+    ///
+    /// # Errors
+    /// Those of starting a thread.
+    pub(crate) fn start(
+        self,
+        config: BrokerConfig,
+        spawner: impl Spawn + 'static,
+    ) -> io::Result<UnboundedReceiver<Notice>> {
+        let (notices, notice_rx) = unbounded_channel();
+        let Broker { inbox, shared } = self.broker;
+        let mut view = shared.view();
+        view.max_queue = config.max_queue;
+        view.slots = (0..config.engine.slots).map(idle_slot).collect();
+        drop(view);
+        let messages = self.messages;
+        let supervisor = move || {
+            Supervisor::new(config, Box::new(spawner), inbox, shared, notices).run(&messages);
+        };
+        thread::Builder::new()
+            .name("supervisor".into())
+            .spawn(supervisor)?;
+        Ok(notice_rx)
+    }
+}
+
+impl Broker {
+    /// A handle that HTTP can use from now on, and what starts the rest once the plan is made.
+    pub(crate) fn new() -> (Broker, Unstarted) {
+        let (inbox, messages) = mpsc::channel();
+        let view = View {
+            state: BackendState::Loading,
+            max_queue: 0,
+            open: 0,
+            chores: 0,
+            slots: Vec::new(),
+            counters: BackendCounters::default(),
+            engine_pid: None,
+            meter: None,
+            idle_w: None,
+        };
+        let shared = Arc::new(Shared {
+            next_id: AtomicU64::new(0),
+            view: Mutex::new(view),
+        });
+        let broker = Broker { inbox, shared };
+        let unstarted = Unstarted {
+            broker: broker.clone(),
+            messages,
+        };
+        (broker, unstarted)
+    }
+
+    /// Takes no new jobs, finishes the accepted ones within `limit`, then ends the engine.
+    pub(crate) fn drain(&self, limit: Duration) {
+        let mut view = self.shared.view();
+        if view.state == BackendState::Ready || view.state == BackendState::Loading {
+            view.state = BackendState::Draining;
+        }
+        drop(view);
+        let _ = self.inbox.send(Message::Drain(limit));
+    }
+
+    /// At the next moment without work, replaces the engine by one of this configuration. Slots and contexts must stay what
+    /// they are: accepted requests rely on them.
+    pub(crate) fn renew(&self, config: EngineConfig) {
+        let _ = self.inbox.send(Message::Renew(Box::new(config)));
+    }
+
+    /// The engine's process, while there is one.
+    pub(crate) fn engine_pid(&self) -> Option<u32> {
+        self.shared.view().engine_pid
+    }
+
+    /// What the next look at the counters shows of time and energy.
+    pub(crate) fn set_usage(&self, usage: Usage) {
+        self.shared.view().counters.usage = usage;
+    }
+
+    /// Requests are told their joules by this meter, once idle power is known.
+    pub(crate) fn set_meter(&self, meter: RequestMeter) {
+        self.shared.view().meter = Some(meter);
+    }
+
+    /// Jobs that have not ended, and all that were accepted.
+    pub(crate) fn load(&self) -> (usize, u64) {
+        let open = self.shared.view().open;
+        (open, self.shared.next_id.load(Ordering::Relaxed))
+    }
+
+    /// What the machine takes while no job runs.
+    pub(crate) fn set_idle_watts(&self, idle_w: f64) {
+        self.shared.view().idle_w = Some(idle_w);
+    }
+
+    /// Ends everything at once.
+    pub(crate) fn stop(&self) {
+        let _ = self.inbox.send(Message::Stop);
+    }
+}
+
+impl Backend for Broker {
+    fn state(&self) -> BackendState {
+        self.shared.view().state.clone()
+    }
+
+    fn submit(&self, job: Job) -> Result<JobHandle, Refused> {
+        self.accept(|id, events| Work::new(id, job, events))
+    }
+
+    fn embed(&self, job: EmbedJob) -> Result<JobHandle, Refused> {
+        self.accept(|id, events| Work::embedding(id, job, events))
+    }
+
+    fn slot_action(
+        &self,
+        slot: usize,
+        action: SlotAction,
+    ) -> Result<oneshot::Receiver<Result<SlotReport, SlotFault>>, Refused> {
+        let mut view = self.shared.view();
+        if view.state != BackendState::Ready {
+            return Err(Refused::NotReady(view.state.clone()));
+        }
+        if view.chores >= MAX_CHORES {
+            return Err(Refused::QueueFull(MAX_CHORES));
+        }
+        view.chores += 1;
+        drop(view);
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (chore, answer) = Chore::new(id, slot, action);
+        let _ = self.inbox.send(Message::Slot(chore));
+        Ok(answer)
+    }
+
+    fn slots(&self) -> Vec<SlotView> {
+        self.shared.view().slots.clone()
+    }
+
+    fn counters(&self) -> BackendCounters {
+        self.shared.view().counters.clone()
+    }
+
+    fn energy(&self) -> Option<EnergyMoment> {
+        let view = self.shared.view();
+        let (meter, idle_w, open) = (view.meter.clone()?, view.idle_w?, view.open);
+        drop(view);
+        let accepted = self.shared.next_id.load(Ordering::Relaxed);
+        let joules = meter.lock().unwrap_or_else(PoisonError::into_inner)();
+        Some(EnergyMoment {
+            at: Instant::now(),
+            joules,
+            idle_w,
+            open,
+            accepted,
+        })
+    }
+}
+
+impl Broker {
+    /// Queues what `work` makes, if there is room.
+    fn accept(
+        &self,
+        work: impl FnOnce(u64, UnboundedSender<JobEvent>) -> Work,
+    ) -> Result<JobHandle, Refused> {
+        let mut view = self.shared.view();
+        if view.state != BackendState::Ready {
+            return Err(Refused::NotReady(view.state.clone()));
+        }
+        if view.open >= view.slots.len() + view.max_queue {
+            return Err(Refused::QueueFull(view.max_queue));
+        }
+        view.open += 1;
+        drop(view);
+
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, events) = unbounded_channel();
+        let _ = self.inbox.send(Message::Submit(Box::new(work(id, sender))));
+        let inbox = self.inbox.clone();
+        let cancel = CancelOnDrop::new(move || {
+            let _ = inbox.send(Message::Cancel(id));
+        });
+        Ok(JobHandle { id, events, cancel })
+    }
+}
+
+pub(super) fn idle_slot(id: usize) -> SlotView {
+    SlotView {
+        id,
+        ..SlotView::default()
+    }
+}
