@@ -11,6 +11,7 @@ use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::model::{Model, ModelCard};
+use crate::proxy::Proxy;
 use crate::status::StatusSource;
 use crate::template::TemplateError;
 
@@ -34,6 +35,8 @@ pub struct App {
     pub(crate) metrics: Metrics,
     /// The routes' description, made when it is first asked for.
     pub(crate) openapi: OnceLock<Value>,
+    /// Where requests are handed on to, when another server is the engine.
+    proxy: Option<Arc<Proxy>>,
     model: RwLock<Option<Arc<Model>>>,
     status: OnceLock<Arc<dyn StatusSource>>,
     phase: watch::Sender<Phase>,
@@ -44,11 +47,26 @@ pub struct App {
 impl App {
     /// An app that answers 503 `Loading model` until [`App::set_model`] was called and the backend is ready.
     pub fn new(config: ServerConfig, backend: Arc<dyn Backend>) -> Arc<App> {
+        Self::make(config, backend, None)
+    }
+
+    /// An app in front of another llama-server. It needs no model.
+    pub fn in_front_of(config: ServerConfig, proxy: Arc<Proxy>) -> Arc<App> {
+        let backend = Arc::clone(&proxy);
+        Self::make(config, backend, Some(proxy))
+    }
+
+    fn make(
+        config: ServerConfig,
+        backend: Arc<dyn Backend>,
+        proxy: Option<Arc<Proxy>>,
+    ) -> Arc<App> {
         Arc::new(App {
             config,
             backend,
             metrics: Metrics::new(),
             openapi: OnceLock::new(),
+            proxy,
             model: RwLock::new(None),
             status: OnceLock::new(),
             phase: watch::Sender::new(Phase::Serving),
@@ -109,7 +127,9 @@ impl App {
             return BackendState::Draining;
         }
         match self.backend.state() {
-            BackendState::Ready if self.model().is_none() => BackendState::Loading,
+            BackendState::Ready if self.proxy.is_none() && self.model().is_none() => {
+                BackendState::Loading
+            }
             state => state,
         }
     }
@@ -119,6 +139,25 @@ impl App {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Whoever answers in our place.
+    pub(crate) fn proxy(&self) -> Result<&Arc<Proxy>, ApiError> {
+        let missing = || ApiError::server("no engine to hand this on to");
+        self.proxy.as_ref().ok_or_else(missing)
+    }
+
+    /// Whether requests are handed on.
+    pub(crate) fn is_proxy(&self) -> bool {
+        self.proxy.is_some()
+    }
+
+    /// Nothing, if requests can be served now.
+    pub(crate) fn open(&self) -> Result<(), ApiError> {
+        match self.state() {
+            BackendState::Ready => Ok(()),
+            state => Err(state.into()),
+        }
     }
 
     /// The model, if requests can be served now.

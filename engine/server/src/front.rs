@@ -16,7 +16,7 @@ use crate::app::App;
 use crate::config::Cors;
 use crate::error::ApiError;
 use crate::serve::Visit;
-use crate::{auth, page, reply};
+use crate::{auth, page, proxy, reply};
 
 /// Log target of the request lines.
 const ACCESS: &str = "bitnet_server::access";
@@ -77,7 +77,10 @@ fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiErr
     let public = match route {
         "/health" | "/v1/health" | "/" | "" => true,
         "/models" | "/v1/models" => app.config.public_models,
-        route => route.starts_with(page::FILES),
+        route => {
+            route.starts_with(page::FILES)
+                || (app.is_proxy() && proxy::is_page_file(request.method(), route))
+        }
     };
     if !public && !auth::allows(&app.config.api_keys, request.headers()) {
         return Err(ApiError::unauthorized());
@@ -91,7 +94,7 @@ fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiErr
         return Err(ApiError::unavailable("too many connections"));
     }
     if !always {
-        app.ready()?;
+        app.open()?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! [`App::new`] with settings and a backend, [`serve`] on a listening socket at once, [`App::set_model`] when the model's
 //! header is read and the plan made, [`App::drain`] to end. Until the model is set and the backend ready, every route
-//! answers 503 `Loading model`.
+//! answers 503 `Loading model`. [`App::in_front_of`] makes one that hands requests on to another server, see [`proxy`].
 
 mod app;
 mod auth;
@@ -26,6 +26,7 @@ mod page;
 mod parts;
 mod prompt;
 mod props;
+pub mod proxy;
 mod reply;
 mod request;
 mod responses;

@@ -12,8 +12,8 @@ use crate::error::ApiError;
 use crate::openapi::{self, Described, Failure, Operation, Reply, Request};
 use crate::schema::{replies, requests};
 use crate::{
-    completion, embeddings, front, health, messages, metrics, ollama, page, props, responses,
-    slots, status, tokens,
+    completion, embeddings, front, health, messages, metrics, ollama, page, props, proxy,
+    responses, slots, status, tokens,
 };
 
 const EVENTS: &str = "text/event-stream";
@@ -162,6 +162,9 @@ static NOT_HERE: Operation = Operation::get("501, with the reason", Reply::Never
 
 /// All routes under the configured prefix.
 pub(crate) fn router(app: Arc<App>) -> Router {
+    if app.is_proxy() {
+        return in_front_of_another(app);
+    }
     let table = table(&app.config.api_prefix);
     let page_path = if table.prefix.is_empty() {
         "/".to_owned()
@@ -178,6 +181,18 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(&page_path, get(page::page))
         .fallback(front::not_found)
         .method_not_allowed_fallback(front::wrong_method)
+        .with_state(app)
+}
+
+/// State and counters are ours, everything else is the engine's.
+fn in_front_of_another(app: Arc<App>) -> Router {
+    let path = |route: &str| format!("{}{route}", app.config.api_prefix);
+    Router::new()
+        .route(&path("/health"), get(proxy::health))
+        .route(&path("/v1/health"), get(proxy::health))
+        .route(&path("/status"), get(status::status))
+        .route(&path("/metrics"), get(proxy::metrics))
+        .fallback(proxy::forward)
         .with_state(app)
 }
 
