@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 
 use crate::backend::{Backend, BackendState};
+use crate::body::BodyBudget;
 use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
@@ -33,6 +34,7 @@ pub struct App {
     pub(crate) config: ServerConfig,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) metrics: Metrics,
+    pub(crate) bodies: BodyBudget,
     /// The routes' description, made when it is first asked for.
     pub(crate) openapi: OnceLock<Value>,
     /// Where requests are handed on to, when another server is the engine.
@@ -62,6 +64,7 @@ impl App {
         proxy: Option<Arc<Proxy>>,
     ) -> Arc<App> {
         Arc::new(App {
+            bodies: BodyBudget::new(config.body_limit_bytes),
             config,
             backend,
             metrics: Metrics::new(),

@@ -3,84 +3,22 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::State;
 use axum::response::Response;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
+use crate::body::RawBody;
 use crate::chat::Chat;
 use crate::constraint;
 use crate::error::ApiError;
 use crate::generate::{Run, Step};
 use crate::model::Model;
 use crate::parts::Look;
-use crate::request::{Dialect, Params, expected};
+use crate::request::{Dialect, Params};
 use crate::schema::{self, requests};
 use crate::writer::{AnswerWriter, Writer};
 use crate::{chat, prompt, reply, stream};
-
-/// A request body, whatever its content type says, not parsed yet.
-pub(crate) struct RawBody(pub(crate) Bytes);
-
-impl FromRequest<Arc<App>> for RawBody {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        let limit = app.config.body_limit_bytes;
-        let announced = request
-            .headers()
-            .get("content-length")
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|bytes| bytes > limit as u64) {
-            return Err(ApiError::body_too_large(limit));
-        }
-        let mut body = Limited::new(request.into_body(), limit);
-        let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(1 << 20) as usize);
-        loop {
-            let frame = tokio::time::timeout(app.config.read_timeout, body.frame());
-            match frame.await.map_err(|_| ApiError::body_timeout())? {
-                None => return Ok(RawBody(bytes.into())),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        bytes.extend_from_slice(&data);
-                    }
-                }
-                Some(Err(error)) if error.is::<LengthLimitError>() => {
-                    return Err(ApiError::body_too_large(limit));
-                }
-                Some(Err(error)) => {
-                    return Err(ApiError::invalid(format!(
-                        "the request body broke off: {error}"
-                    )));
-                }
-            }
-        }
-    }
-}
-
-/// Some clients put it before their JSON.
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
-
-impl RawBody {
-    /// The body as JSON.
-    pub(crate) fn value(&self) -> Result<Value, ApiError> {
-        let text = self.0.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.0);
-        serde_json::from_slice(text)
-            .map_err(|error| ApiError::invalid(format!("the request body is no JSON: {error}")))
-    }
-
-    /// The body as a JSON object.
-    pub(crate) fn object(&self) -> Result<Map<String, Value>, ApiError> {
-        match self.value()? {
-            Value::Object(map) => Ok(map),
-            other => Err(ApiError::invalid(format!(
-                "the request body is no JSON object: {}",
-                expected("an object", &other)
-            ))),
-        }
-    }
-}
 
 /// A request, read: what to run, and who writes the answers.
 pub(crate) struct Asked {

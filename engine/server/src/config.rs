@@ -72,8 +72,11 @@ pub struct ServerConfig {
     pub body_limit_bytes: usize,
     /// Open connections at a time; a few more are answered, with the state only.
     pub max_connections: usize,
-    /// A request head must be complete, and a started body must go on, within this time.
+    /// A started request head must be complete within this time; a body must not pause for longer, and has this time
+    /// beside that of a slow line.
     pub read_timeout: Duration,
+    /// A connection without a request is closed after this time.
+    pub idle_timeout: Duration,
     /// A client that takes no bytes for this long is gone.
     pub write_timeout: Duration,
     /// Silence in a stream before a comment line is sent; zero: never.
@@ -115,6 +118,7 @@ impl Default for ServerConfig {
             body_limit_bytes: 64 << 20,
             max_connections: 512,
             read_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(600),
             sse_ping: Duration::from_secs(30),
         }

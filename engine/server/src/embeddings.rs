@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::backend::{BackendState, EmbedJob, JobEvent, JobHandle, Refused};
-use crate::completion::RawBody;
+use crate::body::RawBody;
 use crate::error::ApiError;
 use crate::model::Model;
 use crate::prompt;

@@ -120,6 +120,12 @@ impl ApiError {
         )
     }
 
+    /// 414.
+    pub fn uri_too_long(limit_bytes: usize) -> Self {
+        let message = format!("the address is longer than {limit_bytes} bytes");
+        Self::new(StatusCode::URI_TOO_LONG, "invalid_request_error", message)
+    }
+
     /// 429: the queue is full.
     pub fn queue_full(bound: usize) -> Self {
         let message = format!("the queue is full ({bound} requests are waiting), try again later");
@@ -143,6 +149,11 @@ impl ApiError {
             "unavailable_error",
             message,
         )
+    }
+
+    /// 503: no connection more can be served.
+    pub fn too_many_connections() -> Self {
+        Self::unavailable("too many connections")
     }
 
     /// 503 while the model loads, in the words every supervisor waits for.

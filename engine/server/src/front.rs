@@ -16,13 +16,15 @@ use crate::app::App;
 use crate::config::Cors;
 use crate::error::ApiError;
 use crate::serve::Visit;
-use crate::{auth, page, proxy, reply};
+use crate::{auth, body, page, proxy, reply};
 
 /// Log target of the request lines.
 const ACCESS: &str = "bitnet_server::access";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken over from a client.
 const REQUEST_ID_BYTES: usize = 64;
+/// Longest path and query: that of a slot's or a model's name.
+const TARGET_BYTES: usize = 8 << 10;
 /// Some scripts look for it; the program's own name is in `/props`.
 const SERVER: HeaderValue = HeaderValue::from_static("llama.cpp");
 
@@ -34,7 +36,7 @@ pub(crate) async fn handle(visit: Visit, request: Request<Incoming>) -> Response
         crowded,
     } = visit;
     let started = Instant::now();
-    let mut request = request.map(Body::new);
+    let mut request = body::may_stay_unread(request);
     trim_trailing_slash(&mut request);
     let id = request_id(&request);
     let origin = request.headers().get(header::ORIGIN).cloned();
@@ -70,6 +72,10 @@ fn log(id: &HeaderValue, method: &Method, path: &str, status: StatusCode, took: 
 
 /// Keys first, then readiness: a stranger learns nothing about the state.
 fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiError> {
+    let target = request.uri().path_and_query();
+    if target.is_some_and(|target| target.as_str().len() > TARGET_BYTES) {
+        return Err(ApiError::uri_too_long(TARGET_BYTES));
+    }
     let path = request.uri().path();
     let route = path
         .strip_prefix(app.config.api_prefix.as_str())
@@ -91,7 +97,7 @@ fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiErr
             "/health" | "/v1/health" | "/" | "" | "/metrics" | "/status"
         );
     if crowded && !always {
-        return Err(ApiError::unavailable("too many connections"));
+        return Err(ApiError::too_many_connections());
     }
     if !always {
         app.open()?;

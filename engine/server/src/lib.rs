@@ -7,6 +7,7 @@
 mod app;
 mod auth;
 pub mod backend;
+mod body;
 mod chat;
 mod clock;
 mod completion;

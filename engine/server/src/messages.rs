@@ -10,7 +10,8 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
-use crate::completion::{self, Asked, AskedChat, RawBody};
+use crate::body::RawBody;
+use crate::completion::{self, Asked, AskedChat};
 use crate::error::ApiError;
 use crate::model::Model;
 use crate::reply;

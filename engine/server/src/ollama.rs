@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::clock;
-use crate::completion::{self, Asked, AskedChat, RawBody};
+use crate::body::RawBody;
+use crate::completion::{self, Asked, AskedChat};
 use crate::error::ApiError;
 use crate::model::Model;
 use crate::parts::Look;

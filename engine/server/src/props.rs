@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::backend::SlotView;
-use crate::completion::RawBody;
+use crate::body::RawBody;
 use crate::error::ApiError;
 use crate::model::Model;
 use crate::reply::{self, object};

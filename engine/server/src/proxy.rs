@@ -28,7 +28,7 @@ use crate::backend::{
     Backend, BackendCounters, BackendState, EmbedJob, EnergyMoment, Job, JobHandle, Refused,
     SlotView,
 };
-use crate::completion::RawBody;
+use crate::body::RawBody;
 use crate::error::ApiError;
 use crate::metrics::{End, Finished};
 use crate::reply;
@@ -295,7 +295,7 @@ impl Exchange {
     async fn answer(&self, proxy: &Proxy, request: Request) -> Result<Answer, ApiError> {
         let (head, body) = request.into_parts();
         let copy = Request::from_parts(head.clone(), body);
-        let body = RawBody::from_request(copy, &self.app).await?.0;
+        let body = RawBody::from_request(copy, &self.app).await?.into_bytes();
         let message = Message::new(head, body, &self.app.config.api_prefix);
         let upstream = proxy.upstream(None).await?;
         let error = match begin(&upstream, &message).await {

@@ -13,23 +13,30 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::app::{App, Phase};
-use crate::timeout::WriteTimeout;
+use crate::error::ApiError;
+use crate::timeout::{Limits, Patient, Progress};
 use crate::{front, routes};
 
 /// After the deadline, streams get this long to write their last frame.
 const LAST_WORDS: Duration = Duration::from_millis(400);
-/// Pause after `accept` failed, for example without file descriptors left.
+/// Pause after `accept` failed for want of file descriptors or memory.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// How often that is worth a line in the log.
+const ACCEPT_COMPLAINT: Duration = Duration::from_secs(10);
 /// Largest request head, in bytes.
 const HEAD_LIMIT_BYTES: usize = 64 << 10;
 /// Connections beyond the bound on which probes are still answered.
 const SPARE_CONNECTIONS: usize = 32;
+/// Connections beyond these that are told so before they are closed.
+const TURNED_AWAY: usize = 32;
+/// Time they get to read it.
+const TURN_AWAY: Duration = Duration::from_secs(1);
 
 /// A listening socket.
 #[derive(Debug)]
@@ -60,6 +67,7 @@ pub async fn serve(listener: impl Into<Listener>, app: Arc<App>) -> io::Result<(
     let listener = Acceptor::new(listener.into())?;
     let router = routes::router(Arc::clone(&app));
     let mut connections = JoinSet::new();
+    let mut complained: Option<Instant> = None;
     {
         let mut drained = pin!(drained(&app));
         loop {
@@ -67,8 +75,15 @@ pub async fn serve(listener: impl Into<Listener>, app: Arc<App>) -> io::Result<(
                 () = &mut drained => break,
                 accepted = listener.accept() => match accepted {
                     Ok(stream) => admit(stream, &app, &router, &mut connections),
+                    Err(error) if is_of_the_client(&error) => {}
                     Err(error) => {
-                        tracing::warn!("accept failed: {error}");
+                        if complained.is_none_or(|at| at.elapsed() >= ACCEPT_COMPLAINT) {
+                            complained = Some(Instant::now());
+                            tracing::warn!(
+                                "no connection can be accepted with {} open: {error}",
+                                connections.len()
+                            );
+                        }
                         sleep(ACCEPT_RETRY).await;
                     }
                 },
@@ -104,10 +119,25 @@ async fn drained(app: &App) {
     }
 }
 
-/// Serves a connection; over the bound for probes only, far over it not at all.
+/// The connection was gone before it was accepted; the next one may be well.
+fn is_of_the_client(error: &io::Error) -> bool {
+    use io::ErrorKind as E;
+    matches!(
+        error.kind(),
+        E::ConnectionAborted | E::ConnectionReset | E::Interrupted
+    )
+}
+
+/// Serves a connection; over the bound for probes only, far over it with a refusal, or not at all.
 fn admit(stream: Stream, app: &Arc<App>, router: &Router, connections: &mut JoinSet<()>) {
     let bound = app.config.max_connections;
     if connections.len() >= bound + SPARE_CONNECTIONS {
+        if connections.len() < bound + SPARE_CONNECTIONS + TURNED_AWAY {
+            match stream {
+                Stream::Tcp(stream) => connections.spawn(turn_away(stream)),
+                Stream::Unix(stream) => connections.spawn(turn_away(stream)),
+            };
+        }
         return;
     }
     let visit = Visit {
@@ -126,6 +156,25 @@ fn admit(stream: Stream, app: &Arc<App>, router: &Router, connections: &mut Join
     }
 }
 
+/// Answers 503 to whatever is asked. The request is read and dropped: a socket that is closed with bytes unread is
+/// reset, and the answer would be lost.
+async fn turn_away<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    let body = ApiError::too_many_connections().body().to_string();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json; charset=utf-8\r\nretry-after: 1\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let talk = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut rest = [0; 4096];
+        while stream.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = timeout(TURN_AWAY, talk).await;
+}
+
 /// What a connection needs to be served.
 #[derive(Clone)]
 pub(crate) struct Visit {
@@ -141,16 +190,25 @@ where
 {
     let config = &visit.app.config;
     let phase = visit.app.phase();
-    let io = TokioIo::new(WriteTimeout::new(stream, config.write_timeout));
+    let progress = Progress::default();
+    let limits = Limits {
+        head: config.read_timeout,
+        write: config.write_timeout,
+    };
+    let io = TokioIo::new(Patient::new(stream, limits, progress.clone()));
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(config.read_timeout)
+        .header_read_timeout(config.idle_timeout)
         .keep_alive(!visit.crowded)
+        .max_header_size(HEAD_LIMIT_BYTES)
         .max_buf_size(HEAD_LIMIT_BYTES);
     let service = service_fn(move |request| {
-        let visit = visit.clone();
-        async move { Ok::<_, Infallible>(front::handle(visit, request).await) }
+        let (visit, answering) = (visit.clone(), progress.begin());
+        async move {
+            let response = front::handle(visit, request).await;
+            Ok::<_, Infallible>(response.map(|body| answering.until_end_of(body)))
+        }
     });
     let mut conn = pin!(builder.serve_connection(io, service));
     let result = tokio::select! {

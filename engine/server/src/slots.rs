@@ -10,7 +10,7 @@ use bitnet_model::protocol::{SlotAction, SlotFault};
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::completion::RawBody;
+use crate::body::RawBody;
 use crate::error::ApiError;
 use crate::reply;
 use crate::schema::{self, requests};

@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
-use crate::completion::RawBody;
+use crate::body::RawBody;
 use crate::error::ApiError;
 use crate::model::Model;
 use crate::prompt;

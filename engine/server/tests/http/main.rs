@@ -5,6 +5,7 @@ mod bad_input;
 mod client;
 mod dialects;
 mod life;
+mod limits;
 mod openapi;
 mod server;
 mod shapes;
