@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod cli;
+mod connections;
 mod convert;
 mod demo;
 mod doctor;

@@ -20,6 +20,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+use crate::connections;
 use crate::demo;
 use crate::listen::Sockets;
 use crate::settings::{Settings, environment};
@@ -35,6 +36,8 @@ use crate::watch::{self, Announce, Watched};
 const HTTP_THREADS: usize = 2;
 /// Everything that is left after the drain timeout has to end within this time.
 const EXIT_GRACE: Duration = Duration::from_millis(900);
+/// A client that began a request gets no longer to go on with it, whatever `--timeout` says.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// An engine that loads slower than this from a disk is not going to be of use.
 const LOAD_BYTES_S: u64 = 20_000_000;
 /// Added to the time an engine may load.
@@ -391,6 +394,8 @@ fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
         props_endpoint: settings.props.value,
         page: settings.ui.value,
         body_limit_bytes: settings.max_body_bytes.value,
+        max_connections: connections::affordable(),
+        read_timeout: settings.timeout.value.min(READ_TIMEOUT),
         write_timeout: settings.timeout.value,
         sse_ping: settings.sse_ping.value,
         ..ServerConfig::default()

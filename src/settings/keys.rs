@@ -269,7 +269,7 @@ pub(crate) const KEYS: &[Key] = &[
     value(NETWORK, "max-queue", "N", "Requests waiting for a slot before further ones get status 429").default("64"),
     value(NETWORK, "max-body", "MB", "Larger request bodies get status 413").default("64"),
     value(NETWORK, "drain-timeout", "SECONDS", "At SIGTERM, time for running answers to finish").default("4"),
-    value(NETWORK, "timeout", "SECONDS", "A client that takes no bytes for this long is gone")
+    value(NETWORK, "timeout", "SECONDS", "A client that takes or sends no bytes for this long is gone; for what it sends, 60 at most")
         .env(&["LLAMA_ARG_TIMEOUT"])
         .default("600"),
     value(NETWORK, "sse-ping-interval", "SECONDS", "Silence in a stream before a comment line is sent; 0 is never")
