@@ -186,6 +186,10 @@ pub(crate) struct Sampling {
     pub mirostat_tau: Setting<f32>,
     /// See above.
     pub mirostat_eta: Setting<f32>,
+    /// Adaptive sampling: target and decay.
+    pub adaptive_target: Setting<f32>,
+    /// See above.
+    pub adaptive_decay: Setting<f32>,
     /// What answers follow.
     pub grammar: Setting<Option<Grammar>>,
     /// Order of the chain.
@@ -228,6 +232,8 @@ impl Sampling {
             mirostat: self.mirostat.value,
             mirostat_tau: self.mirostat_tau.value,
             mirostat_eta: self.mirostat_eta.value,
+            adaptive_target: self.adaptive_target.value,
+            adaptive_decay: self.adaptive_decay.value,
             grammar: self.grammar.value.clone(),
             ..SamplingParams::default()
         }

@@ -298,6 +298,7 @@ fn submit(id: u64, task: &Task) -> Submit {
         cache_prompt: task.reuse,
         slot: Some(task.slot),
         carried: Default::default(),
+        prompt_probs: None,
         sampling: SamplingParams {
             temperature: 0.0,
             ..SamplingParams::default()

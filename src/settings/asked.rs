@@ -245,6 +245,12 @@ impl Asked {
                 mirostat: self.or("mirostat", defaults.mirostat, values::mirostat)?,
                 mirostat_tau: number("mirostat-ent", defaults.mirostat_tau)?,
                 mirostat_eta: number("mirostat-lr", defaults.mirostat_eta)?,
+                adaptive_target: number("adaptive-target", defaults.adaptive_target)?,
+                adaptive_decay: self.or(
+                    "adaptive-decay",
+                    defaults.adaptive_decay,
+                    values::decay,
+                )?,
                 grammar: self.grammar()?,
                 samplers: self.samplers(defaults.samplers)?,
                 logit_bias: self.or("logit-bias", Vec::new(), values::logit_bias)?,

@@ -359,9 +359,12 @@ pub(crate) const KEYS: &[Key] = &[
         .default("0"),
     value(ANSWERS, "mirostat-ent", "X", "Surprise that mirostat aims at, in bits").default("5"),
     value(ANSWERS, "mirostat-lr", "X", "How fast mirostat corrects itself").default("0.1"),
+    value(ANSWERS, "adaptive-target", "P", "Probability that chosen tokens should have on average, where --samplers names adaptive_p; negative is off")
+        .default("-1"),
+    value(ANSWERS, "adaptive-decay", "X", "How much the tokens before count in that average, 0 to 0.99").default("0.9"),
     value(ANSWERS, "samplers", "LIST", "Order of the sampler chain, separated by semicolons")
         .default("penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature"),
-    value(ANSWERS, "sampling-seq", "LETTERS", "The same in letters: edskypmxt")
+    value(ANSWERS, "sampling-seq", "LETTERS", "The same in letters: edskypmxt, and a for adaptive_p")
         .alias(&["sampler-seq"]),
     value(ANSWERS, "grammar", "GBNF", "Grammar that answers follow; Lark after a line `%llguidance {}`"),
     value(ANSWERS, "grammar-file", "FILE", "The same from a file"),

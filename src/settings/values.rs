@@ -423,6 +423,15 @@ pub(super) fn mirostat(text: &str) -> Read<u32> {
     whole(text, 0, 2, "0, 1 or 2")
 }
 
+/// How much the tokens before count in adaptive sampling.
+pub(super) fn decay(text: &str) -> Read<f32> {
+    let found = number(text)?;
+    match (0.0..=0.99).contains(&found) {
+        true => Ok(found),
+        false => Err("0 to 0.99".to_owned()),
+    }
+}
+
 /// One way to write a grammar.
 pub(super) type ReadGrammar = fn(&str) -> Result<Grammar, String>;
 

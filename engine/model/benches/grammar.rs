@@ -150,6 +150,7 @@ fn submit(id: u64, grammar: Option<GrammarText>) -> Submit {
             ..SamplingParams::default()
         },
         carried: Carried::default(),
+        prompt_probs: None,
     }
 }
 

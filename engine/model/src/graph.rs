@@ -11,6 +11,7 @@
 mod buffers;
 mod step;
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -21,11 +22,14 @@ use self::step::Step;
 use crate::facts::ModelFacts;
 use crate::kv::KvCache;
 use crate::pool::Pool;
-use crate::protocol::HeadMode;
+use crate::protocol::{HeadMode, TokenProbs};
 use crate::relocate::Relocation;
-use crate::sampler::{Logits, TokenSet, Want};
+use crate::sampler::{self, Logits, TokenSet, Want};
 use crate::screening::{Again, Crew, Screening};
 use crate::weights::Weights;
+
+/// Entries whose logits are computed together to score a text.
+const SCORED_AT_ONCE: usize = 16;
 
 /// One token of a batch. It takes the next position of its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +68,8 @@ pub struct Model {
     scratch: Vec<Mutex<Scratch>>,
     screening: Option<Screening>,
     relocation: Option<Relocation>,
+    /// `[SCORED_AT_ONCE, n_embd]` and `[SCORED_AT_ONCE, n_vocab]`, once a text is scored.
+    scored: (Vec<f32>, Vec<f32>),
 }
 
 impl Model {
@@ -87,6 +93,7 @@ impl Model {
             pool,
             screening: None,
             relocation: None,
+            scored: Default::default(),
         }
     }
 
@@ -218,6 +225,53 @@ impl Model {
         let (kernel, n_embd) = (self.kernel, self.shape.n_embd);
         let row = &self.buffers.x[entry * n_embd..(entry + 1) * n_embd];
         kernel.rms_norm(row, &self.weights.output_norm, self.shape.eps, out);
+    }
+
+    /// How likely `next` are, each behind one of `entries` of the last batch, with the `n_top` likeliest; `None` where logits
+    /// are not numbers. What [`Model::logits`] gives is left as it is.
+    ///
+    /// # Panics
+    /// When there are not as many of both, or the buffers hold no such entries.
+    pub fn score(
+        &mut self,
+        entries: Range<usize>,
+        next: &[u32],
+        n_top: usize,
+    ) -> Option<Vec<TokenProbs>> {
+        assert_eq!(entries.len(), next.len(), "one token behind each entry");
+        let (n_embd, n_vocab) = (self.shape.n_embd, self.shape.n_vocab);
+        let (inputs, logits) = &mut self.scored;
+        inputs.resize(SCORED_AT_ONCE * n_embd, 0.0);
+        logits.resize(SCORED_AT_ONCE * n_vocab, 0.0);
+        let mut all = vec![None; next.len()];
+        let rows = self.buffers.x[entries.start * n_embd..entries.end * n_embd]
+            .chunks(SCORED_AT_ONCE * n_embd);
+        let chunks = next.chunks(SCORED_AT_ONCE);
+        for ((rows, next), out) in rows.zip(chunks).zip(all.chunks_mut(SCORED_AT_ONCE)) {
+            let n = next.len();
+            for (row, input) in rows.chunks(n_embd).zip(inputs.chunks_mut(n_embd)) {
+                let norm = &self.weights.output_norm;
+                self.kernel.rms_norm(row, norm, self.shape.eps, input);
+            }
+            let mut step = Step {
+                kernel: self.kernel,
+                shape: &self.shape,
+                pool: &mut self.pool,
+                scratch: &self.scratch,
+                n_workers: self.limits.decode_workers,
+                n_tokens: n,
+            };
+            let inputs: Vec<&[f32]> = inputs.chunks(n_embd).take(n).collect();
+            let logits = &mut logits[..n * n_vocab];
+            step.full_head(&self.weights.head, &inputs, logits);
+            let found = logits.chunks(n_vocab).zip(next).zip(out);
+            let n_workers = self.limits.decode_workers;
+            self.pool
+                .for_each(n_workers, found, |_, ((logits, &token), out)| {
+                    *out = sampler::token_probs(logits, token, n_top);
+                });
+        }
+        all.into_iter().collect()
     }
 
     /// Values of the residual stream.

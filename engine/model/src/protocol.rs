@@ -185,6 +185,11 @@ pub struct SamplingParams {
     pub mirostat_tau: f32,
     /// How fast it corrects itself.
     pub mirostat_eta: f32,
+    /// Probability that chosen tokens should have on average; negative = off. It counts where `samplers` name
+    /// [`SamplerKind::AdaptiveP`].
+    pub adaptive_target: f32,
+    /// How much the tokens before count, 0 to 0.99.
+    pub adaptive_decay: f32,
     /// Tokens the penalties look back over, prompt included; 0 = off.
     pub repeat_last_n: u32,
     /// 1 = off.
@@ -265,6 +270,8 @@ pub enum SamplerKind {
     Xtc,
     /// Divide by the temperature.
     Temperature,
+    /// Prefer tokens near a probability; wherever it stands, it comes last.
+    AdaptiveP,
 }
 
 /// Samplers by name, the one shown first, and by their letter in llama-server's `--sampling-seq`.
@@ -282,6 +289,7 @@ const SAMPLERS: &[(SamplerKind, &[&str], char)] = &[
     (SamplerKind::MinP, &["min_p"], 'm'),
     (SamplerKind::Xtc, &["xtc"], 'x'),
     (SamplerKind::Temperature, &["temperature", "temp"], 't'),
+    (SamplerKind::AdaptiveP, &["adaptive_p"], 'a'),
 ];
 
 impl SamplerKind {
@@ -328,6 +336,8 @@ impl Default for SamplingParams {
             mirostat: 0,
             mirostat_tau: 5.0,
             mirostat_eta: 0.1,
+            adaptive_target: -1.0,
+            adaptive_decay: 0.9,
             repeat_last_n: 64,
             repeat_penalty: 1.0,
             frequency_penalty: 0.0,
@@ -373,6 +383,9 @@ pub struct Submit {
     /// State of the sampler that `tokens` don't tell.
     #[serde(default)]
     pub carried: Carried,
+    /// Report how likely each prompt token but the first is, with this many alternatives. Nothing cached is reused then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_probs: Option<u32>,
 }
 
 /// How the vectors of a text's tokens become its embedding; numbers as in GGUF's `pooling_type`.
@@ -444,7 +457,8 @@ pub struct Carried {
     pub mirostat_mu: Option<MirostatMu>,
 }
 
-/// Mirostat's running limit of surprise, as the bits of an f32: numbers in text may come back as others.
+/// Mirostat's running limit of surprise, or adaptive sampling's running sum (no request has both), as the bits of an f32:
+/// numbers in text may come back as others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MirostatMu(pub u32);
@@ -511,6 +525,15 @@ pub enum FromEngine {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cpu_ms: Option<f64>,
     },
+    /// How likely tokens of the prompt are, where `Submit::prompt_probs` asks; all of them come before the first `Token`.
+    PromptProbs {
+        /// The generation.
+        id: u64,
+        /// Place in the prompt of the first of these tokens, from 1.
+        first: usize,
+        /// One for each of them.
+        probs: Vec<TokenProbs>,
+    },
     /// One sampled token.
     Token {
         /// The generation.
@@ -519,7 +542,7 @@ pub enum FromEngine {
         token: u32,
         /// When asked for.
         probs: Option<TokenProbs>,
-        /// With mirostat: its state after this token, to be carried by a continuation.
+        /// With mirostat or adaptive sampling: its state after this token, to be carried by a continuation.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mirostat_mu: Option<MirostatMu>,
         /// Milliseconds since the first prefill step of this generation began.
@@ -557,7 +580,7 @@ pub enum FromEngine {
     },
 }
 
-/// Probabilities of one sampled token.
+/// Probabilities of one token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenProbs {
     /// Natural logarithm; `f32::MIN` for zero probability.

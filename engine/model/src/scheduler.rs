@@ -43,6 +43,8 @@ pub const PREPARE_BUSY: Duration = Duration::from_millis(5);
 const CHORES_ALONE: Duration = Duration::from_millis(50);
 /// The same before each step while others wait for tokens.
 const CHORES_SHARED: Duration = Duration::from_millis(20);
+/// Most prompt tokens in a step whose likelihood is asked for: each takes the whole output head.
+const SCORED_PER_STEP: usize = 32;
 /// Fewest prompt tokens in a step, however slow the machine is.
 const SMALLEST_CHUNK: usize = 8;
 /// Longest wait for a sampler between two looks at the commands while there is nothing else to do.
@@ -390,7 +392,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         }
         let idle = || (0..self.slots.len()).filter(|&slot| self.is_free(slot));
         let oldest = || idle().min_by_key(|&slot| self.slots[slot].last_used);
-        if !submit.cache_prompt {
+        if !reuses(submit) {
             return oldest();
         }
         let common = |slot| self.engine.kv().common_prefix(slot, &submit.tokens);
@@ -410,7 +412,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             pooling,
         } = waiting;
         let sampler = sampler.expect("a job starts when its sampler is made");
-        let reusable = match submit.cache_prompt {
+        let reusable = match reuses(&submit) {
             true => self.engine.kv().common_prefix(slot, &submit.tokens),
             false => 0,
         };
@@ -474,10 +476,14 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         }
         order.sort_unstable();
         for (place, &(n_left, slot)) in order.iter().enumerate() {
-            let n = budget.div_ceil(order.len() - place).min(n_left);
             let Some(job) = &mut slots[slot].job else {
                 continue;
             };
+            let most = match job.submit.prompt_probs {
+                Some(_) => SCORED_PER_STEP,
+                None => usize::MAX,
+            };
+            let n = budget.div_ceil(order.len() - place).min(n_left).min(most);
             let start = n_cached(slot);
             let tokens = job.submit.tokens[start..start + n].iter().enumerate();
             batch.extend(tokens.map(|(i, &token)| Entry {
@@ -531,6 +537,9 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
                 send(unfinished.progress(run[0].slot, processed));
                 let id = unfinished.submit.id;
                 let mut is_embedded = Ok(());
+                if unfinished.submit.prompt_probs.is_some() {
+                    is_embedded = unfinished.score(model, entries.clone(), processed, send);
+                }
                 if let Some(pooler) = &mut unfinished.pooler {
                     let is_last = processed == unfinished.n_prompt;
                     is_embedded = embed(id, pooler, model, entries, is_last, hidden, send);
@@ -589,6 +598,11 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
     }
 }
 
+/// Whether what is cached of its prompt's beginning counts.
+fn reuses(submit: &Submit) -> bool {
+    submit.cache_prompt && submit.prompt_probs.is_none()
+}
+
 /// A text to embed as a generation of no tokens. All of it is evaluated: the cache keeps no vectors.
 fn evaluation(embed: Embed) -> Submit {
     Submit {
@@ -600,6 +614,7 @@ fn evaluation(embed: Embed) -> Submit {
         slot: embed.slot,
         sampling: SamplingParams::default(),
         carried: Carried::default(),
+        prompt_probs: None,
     }
 }
 
@@ -669,6 +684,33 @@ impl Job {
             ms: self.ms(),
             cpu_ms: self.cpu_ms,
         }
+    }
+
+    /// Reports how likely the prompt's tokens behind `entries` of the last batch are; `processed` tokens are in the cache now.
+    fn score(
+        &self,
+        model: &mut Model,
+        entries: Range<usize>,
+        processed: usize,
+        send: &mut impl FnMut(FromEngine),
+    ) -> Result<(), Finish> {
+        let first = processed - entries.len() + 1;
+        let next =
+            &self.submit.tokens[first.min(self.n_prompt)..(processed + 1).min(self.n_prompt)];
+        let n_top = self.submit.prompt_probs.unwrap_or(0) as usize;
+        let entries = entries.start..entries.start + next.len();
+        match model.score(entries, next, n_top) {
+            Some(probs) if probs.is_empty() => {}
+            Some(probs) => {
+                let id = self.submit.id;
+                send(FromEngine::PromptProbs { id, first, probs });
+            }
+            None => {
+                let reason = "the logits of the prompt are not numbers";
+                return Err(Finish::Error(reason.to_owned()));
+            }
+        }
+        Ok(())
     }
 
     fn charge(&mut self, cpu_ms: Option<f64>) {

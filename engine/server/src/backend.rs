@@ -41,6 +41,8 @@ pub struct Job {
     pub n_keep: usize,
     /// How to choose tokens; the seed is concrete.
     pub sampling: SamplingParams,
+    /// Report how likely each prompt token but the first is, with this many alternatives.
+    pub prompt_probs: Option<u32>,
 }
 
 /// A text to embed.
@@ -54,7 +56,7 @@ pub struct EmbedJob {
     pub slot: Option<usize>,
 }
 
-/// What happens to a job, in order: `Prefill`+, `Token`*, `Done`; to an embedding: `Prefill`+, `Embedding`, `Done`.
+/// What happens to a job, in order: `Prefill`+ (`PromptProbs` among them), `Token`*, `Done`; to an embedding: `Prefill`+, `Embedding`, `Done`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobEvent {
     /// Prompt progress; the first has `processed == cached`. After an engine restart these do not repeat.
@@ -71,6 +73,13 @@ pub enum JobEvent {
         ms: f64,
         /// CPU time of engines for this job so far, where the system tells.
         cpu_ms: Option<f64>,
+    },
+    /// How likely tokens of the prompt are, in order. After an engine restart some may come again, the same as before.
+    PromptProbs {
+        /// Place in the prompt of the first of these tokens, from 1.
+        first: usize,
+        /// One for each of them.
+        probs: Vec<TokenProbs>,
     },
     /// A token, end-of-generation tokens included.
     Token {

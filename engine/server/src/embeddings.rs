@@ -213,6 +213,7 @@ async fn vectors_of(handle: &mut JobHandle) -> Result<Vectors, ApiError> {
     let mut all = Vec::new();
     while let Some(event) = handle.events.recv().await {
         match event {
+            JobEvent::PromptProbs { .. } => {}
             JobEvent::Embedding { vectors } => all.extend(vectors),
             JobEvent::Prefill { .. } | JobEvent::Token { .. } => {}
             JobEvent::Done { finish, .. } => match finish {

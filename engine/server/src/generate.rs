@@ -52,6 +52,8 @@ pub(crate) struct Delta {
     /// Whole characters that belong to no stop string.
     pub(crate) text: String,
     pub(crate) probs: Option<TokenProbs>,
+    /// With the first token, where asked for: those of the prompt's tokens but the first.
+    pub(crate) prompt_probs: Vec<TokenProbs>,
     pub(crate) timings: Timings,
     pub(crate) n_prompt: usize,
 }
@@ -75,6 +77,8 @@ pub(crate) struct Outcome {
     pub(crate) tail: String,
     pub(crate) tokens: Vec<u32>,
     pub(crate) probs: Vec<(u32, TokenProbs)>,
+    /// Where asked for and no [`Delta`] had them: those of the prompt's tokens but the first.
+    pub(crate) prompt_probs: Vec<TokenProbs>,
     pub(crate) stop: StopType,
     /// The context was full, or was shifted on the way.
     pub(crate) truncated: bool,
@@ -117,6 +121,7 @@ struct Choice {
     tokens: Vec<u32>,
     /// With where each token's text starts.
     probs: Vec<(usize, u32, TokenProbs)>,
+    prompt_probs: Vec<TokenProbs>,
     timings: Timings,
     /// Prompt tokens in the cache, as counted.
     prompt_seen: Option<usize>,
@@ -137,6 +142,7 @@ impl Choice {
             slot: self.params.slot,
             n_keep: usize::try_from(self.params.n_keep).unwrap_or(self.prompt.len()),
             sampling,
+            prompt_probs: self.params.prompt_probs,
         }
     }
 
@@ -181,6 +187,12 @@ impl Choice {
                 self.clock(at, app);
                 Ok(self.on_token(token, probs))
             }
+            JobEvent::PromptProbs { first, probs } => {
+                // What an engine before this one has told already comes again.
+                let known = (1 + self.prompt_probs.len()).saturating_sub(first);
+                self.prompt_probs.extend(probs.into_iter().skip(known));
+                Ok(Vec::new())
+            }
             // A generation has none.
             JobEvent::Embedding { .. } => Ok(Vec::new()),
             JobEvent::Done { finish, shifted } => Ok(vec![self.on_done(finish, shifted)?]),
@@ -221,6 +233,10 @@ impl Choice {
             token,
             text: scan.text,
             probs,
+            prompt_probs: match self.params.stream {
+                true => std::mem::take(&mut self.prompt_probs),
+                false => Vec::new(),
+            },
             timings: self.timings,
             n_prompt: self.prompt.len(),
         };
@@ -273,6 +289,7 @@ impl Choice {
                 .drain(..)
                 .map(|(_, token, probs)| (token, probs))
                 .collect(),
+            prompt_probs: std::mem::take(&mut self.prompt_probs),
             stop,
             truncated,
             timings: self.timings,
@@ -366,6 +383,7 @@ impl Run {
                     text: String::new(),
                     tokens: Vec::new(),
                     probs: Vec::new(),
+                    prompt_probs: Vec::new(),
                     timings: Timings::default(),
                     prompt_seen: None,
                     first_at: None,

@@ -44,6 +44,8 @@ pub(crate) struct Params {
     pub(crate) response_fields: Vec<String>,
     pub(crate) verbose: bool,
     pub(crate) echo: bool,
+    /// Report how likely each token of the prompt is, with this many alternatives.
+    pub(crate) prompt_probs: Option<u32>,
     pub(crate) sse_ping: Duration,
 }
 
@@ -74,8 +76,12 @@ impl Params {
         refuse_what_is_missing(&fields)?;
         warn_of_what_is_ignored(&fields);
         let slots = model.card.slots;
+        let sampling = sampling::read(&fields, dialect, config, model)?;
+        let echo = fields.bool("echo")?.unwrap_or(false) && dialect == Dialect::Text;
         Ok(Params {
-            sampling: sampling::read(&fields, dialect, config, model)?,
+            prompt_probs: (echo && sampling.n_probs > 0).then_some(sampling.n_probs),
+            echo,
+            sampling,
             max_tokens: read_max_tokens(&fields, config)?,
             stop: read_stop(&fields, config)?,
             n: fields
@@ -103,7 +109,6 @@ impl Params {
             },
             response_fields: fields.strings("response_fields")?.unwrap_or_default(),
             verbose: fields.bool("verbose")?.unwrap_or(false),
-            echo: fields.bool("echo")?.unwrap_or(false),
             sse_ping: match fields.int(&["sse_ping_interval"], -1, i64::MAX)? {
                 Some(seconds) if seconds > 0 => Duration::from_secs(seconds as u64),
                 Some(_) => Duration::MAX,
@@ -130,11 +135,6 @@ type NeutralOnly = (&'static str, fn(&Value) -> bool, &'static str);
 
 const NEUTRAL_ONLY: &[NeutralOnly] = &[
     ("functions", is_empty, "function calls are not available"),
-    (
-        "adaptive_target",
-        is_negative,
-        "adaptive sampling is not available",
-    ),
     (
         "n_indent",
         not_positive,
@@ -192,10 +192,6 @@ fn is_empty(value: &Value) -> bool {
 
 fn not_positive(value: &Value) -> bool {
     value.as_f64().is_some_and(|number| number <= 0.0)
-}
-
-fn is_negative(value: &Value) -> bool {
-    value.as_f64().is_some_and(|number| number < 0.0)
 }
 
 fn at_most_one(value: &Value) -> bool {

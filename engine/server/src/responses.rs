@@ -32,7 +32,11 @@ const OWN: &[&str] = &[
     "stop",
     "response_format",
     "stream_options",
+    "include",
+    "logprobs",
 ];
+/// What `include` says when the answer's tokens shall come with their probabilities.
+const LOGPROBS: &str = "message.output_text.logprobs";
 /// Fields that ask for something stored, and what to do instead.
 const STORED: &[(&str, &str)] = &[
     (
@@ -127,6 +131,12 @@ fn to_chat(body: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
     chat.insert("messages".into(), Value::Array(messages));
     if let Some(n) = fields.int(&["max_output_tokens"], 0, i64::MAX)? {
         chat.insert("max_tokens".into(), json!(n));
+    }
+    // `top_logprobs` alone asks for them, too: nobody wants a number without what it counts.
+    let included = fields.strings("include")?.unwrap_or_default();
+    let top = fields.int(&["top_logprobs"], 0, i64::MAX)?.unwrap_or(0);
+    if top > 0 || included.iter().any(|it| it == LOGPROBS) {
+        chat.insert("logprobs".into(), json!(true));
     }
     if let Some(tools) = fields.array("tools")? {
         chat.insert("tools".into(), read_tools(tools)?);

@@ -122,6 +122,9 @@ const NUMBERS: &[Number] = &[
     number!(["mirostat"], 0.0, 2.0, hard, u32 mirostat),
     number!(["mirostat_tau"], -ANY, ANY, clamp, f32 mirostat_tau),
     number!(["mirostat_eta"], -ANY, ANY, clamp, f32 mirostat_eta),
+    // Negative is off.
+    number!(["adaptive_target"], -ANY, 1.0, clamp, f32 adaptive_target),
+    number!(["adaptive_decay"], 0.0, 0.99, hard, f32 adaptive_decay),
     number!(["min_keep"], 0.0, U32, hard, u32 min_keep),
 ];
 

@@ -72,8 +72,6 @@ pub(crate) fn sampling_json(sampling: &SamplingParams) -> Map<String, Value> {
         "grammar_lazy": grammar.is_some_and(|grammar| grammar.triggers.is_some()),
         "grammar_triggers": constraint::shown_triggers(grammar),
         "dry_sequence_breakers": sampling.dry_sequence_breakers,
-        "adaptive_target": -1.0,
-        "adaptive_decay": 0.9,
         "tfs_z": 1.0,
         "penalize_nl": false,
     })));

@@ -2,6 +2,7 @@
 //!
 //! [`Writer`] is llama-server's native form and OpenAI's text and chat forms; the others stand in their own files.
 
+mod logprobs;
 mod messages;
 mod native;
 mod ollama;
@@ -19,10 +20,11 @@ use crate::error::ApiError;
 use crate::generate::{Delta, Outcome, Step, Timings};
 use crate::model::Model;
 use crate::parts::{Look, PartReader};
-use crate::reply::{finite, object, random_id};
+use crate::reply::{object, random_id};
 use crate::request::{Dialect, Params};
 use crate::values::timings_json;
 
+use logprobs::Likely;
 pub(crate) use messages::MessagesWriter;
 pub(crate) use ollama::{OllamaForm, OllamaWriter};
 pub(crate) use responses::ResponsesWriter;
@@ -89,9 +91,13 @@ struct WriterChoice {
     /// Its role, or the echoed prompt, was sent.
     begun: bool,
     /// Probabilities of tokens whose text is not out yet.
-    logprobs: Vec<Value>,
+    logprobs: Vec<Likely>,
+    /// Characters of the text that those sent before stand for.
+    offset: usize,
     /// The text of the prompt, for `echo`.
     echo: String,
+    /// Its tokens, if they are reported.
+    prompt: Vec<u32>,
     ended: Option<Ended>,
 }
 
@@ -118,7 +124,13 @@ impl Writer {
             .iter()
             .flat_map(|prompt| {
                 let echo = echo_of(prompt);
+                let prompt = match params.prompt_probs {
+                    Some(_) => prompt.clone(),
+                    None => Vec::new(),
+                };
                 (0..params.n).map(move |_| WriterChoice {
+                    offset: 0,
+                    prompt: prompt.clone(),
                     reader: PartReader::new(look),
                     calls: 0,
                     begun: false,
@@ -198,62 +210,55 @@ impl Writer {
     }
 
     fn keep_logprobs(&mut self, index: usize, delta: &Delta) {
+        let choice = &mut self.choices[index];
+        let prompt = Likely::prompt(&choice.prompt, &delta.prompt_probs);
+        choice.logprobs.extend(prompt);
         if let Some(probs) = &delta.probs {
-            let entry = self.probs_json(delta.token, probs);
-            self.choices[index].logprobs.push(entry);
+            let one = Likely::answered(delta.token, probs.clone());
+            choice.logprobs.push(one);
         }
     }
 
     fn take_logprobs(&mut self, index: usize) -> Value {
-        match std::mem::take(&mut self.choices[index].logprobs) {
-            none if none.is_empty() => Value::Null,
-            content => json!({ "content": content }),
+        let choice = &mut self.choices[index];
+        let all = std::mem::take(&mut choice.logprobs);
+        if all.is_empty() {
+            return Value::Null;
         }
+        let mut offset = choice.offset;
+        let logprobs = self.logprobs(&all, &mut offset);
+        self.choices[index].offset = offset;
+        logprobs
     }
 
     fn outcome_logprobs(&self, outcome: &Outcome) -> Value {
         match self.params.sampling.n_probs {
             0 => Value::Null,
-            _ => json!({ "content": self.outcome_probs(outcome) }),
+            _ => self.logprobs(&Likely::all_of(outcome), &mut 0),
         }
     }
 
+    /// `logprobs` of a choice; text completions have OpenAI's older lists beside llama-server's.
+    fn logprobs(&self, all: &[Likely], offset: &mut usize) -> Value {
+        let after = self.params.sampling.post_sampling_probs;
+        let content = logprobs::content(&self.model, all, after);
+        let mut out = object(json!({ "content": content }));
+        if self.dialect == Dialect::Text {
+            out.extend(logprobs::lists(&self.model, all, offset));
+        }
+        Value::Object(out)
+    }
+
     fn outcome_probs(&self, outcome: &Outcome) -> Value {
-        outcome
-            .probs
-            .iter()
+        let probs = outcome.probs.iter();
+        probs
             .map(|(token, probs)| self.probs_json(*token, probs))
             .collect()
     }
 
     fn probs_json(&self, token: u32, probs: &TokenProbs) -> Value {
         let after = self.params.sampling.post_sampling_probs;
-        let entry = |token: u32, logprob: f32| {
-            let bytes = self.model.tokenizer().piece(token);
-            let mut entry = object(json!({
-                "id": token,
-                "token": String::from_utf8_lossy(bytes),
-                "bytes": bytes,
-            }));
-            match after {
-                true => entry.insert("prob".into(), json!(finite(f64::from(logprob).exp()))),
-                false => entry.insert("logprob".into(), json!(finite(f64::from(logprob)))),
-            };
-            entry
-        };
-        let shown = |(_, logprob): &&(u32, f32)| !after || f64::from(*logprob).exp() > 0.0;
-        let top: Vec<Map<String, Value>> = probs
-            .top
-            .iter()
-            .filter(shown)
-            .map(|(token, logprob)| entry(*token, *logprob))
-            .collect();
-        let mut one = entry(token, probs.logprob);
-        one.insert(
-            if after { "top_probs" } else { "top_logprobs" }.into(),
-            json!(top),
-        );
-        Value::Object(one)
+        logprobs::entry(&self.model, token, probs, after)
     }
 }
 

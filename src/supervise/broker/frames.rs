@@ -79,6 +79,11 @@ impl Supervisor {
                 }
                 self.token(id, token, probs, ms);
             }
+            FromEngine::PromptProbs { id, first, probs } => {
+                if let Some(work) = self.active.get(&id) {
+                    work.send(JobEvent::PromptProbs { first, probs });
+                }
+            }
             FromEngine::Embedding { id, vectors } => {
                 if let Some(work) = self.active.get_mut(&id) {
                     work.vectors.extend(vectors);

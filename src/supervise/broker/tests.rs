@@ -387,6 +387,7 @@ fn job(prompt: &[u32], seed: u32, max_tokens: Option<u32>) -> Job {
             seed,
             ..SamplingParams::default()
         },
+        prompt_probs: None,
     }
 }
 
@@ -422,6 +423,7 @@ fn listen(mut handle: JobHandle) -> Told {
                 tokens.push(token);
                 cpu.extend(cpu_ms);
             }
+            JobEvent::PromptProbs { .. } => panic!("nobody asked how likely the prompt is"),
             JobEvent::Embedding { .. } => panic!("a generation has no vectors"),
             JobEvent::Done { finish, shifted } => {
                 assert!(handle.events.blocking_recv().is_none());

@@ -77,6 +77,7 @@ impl Work {
             slot: job.slot,
             n_keep: 0,
             sampling: SamplingParams::default(),
+            prompt_probs: None,
         };
         Work {
             embed: Some(job.pooling),
@@ -151,6 +152,8 @@ impl Work {
             slot: self.job.slot,
             sampling: self.job.sampling.clone(),
             carried: self.carried.clone(),
+            // All of them were reported before the first token.
+            prompt_probs: self.job.prompt_probs.filter(|_| self.produced == 0),
         }))
     }
 

@@ -139,6 +139,14 @@ impl Candidates {
         self.n_sorted = 0;
     }
 
+    /// Replaces the logits, one for each candidate.
+    pub(super) fn set_logits(&mut self, logits: impl Iterator<Item = f32>) {
+        for (it, logit) in self.items.iter_mut().zip(logits) {
+            it.logit = logit;
+        }
+        self.n_sorted = 0;
+    }
+
     /// The best, at most `n`, best first.
     pub(super) fn best(&mut self, n: usize) -> &[Candidate] {
         self.sort_first(n);

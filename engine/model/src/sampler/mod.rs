@@ -2,7 +2,7 @@
 //! (seed, position) instead of a running state.
 //!
 //! Chain: logit bias and `ignore_eos`, then the stages of [`SamplingParams::samplers`] in their order, then one draw.
-//! Mirostat takes the place of the stages, temperature excepted. A temperature of 0 or less is greedy: the best token after
+//! Mirostat takes the place of the stages, temperature excepted; adaptive sampling comes behind them. A temperature of 0 or less is greedy: the best token after
 //! bias and penalties, the lowest id among equals. Everything is a function of the logits, the tokens before, the parameters
 //! and [`Carried`], so a continuation elsewhere draws the same tokens.
 //!
@@ -11,6 +11,7 @@
 //!
 //! Sums are f64.
 
+mod adaptive;
 mod candidates;
 mod logits;
 mod mirostat;
@@ -27,6 +28,7 @@ pub use logits::{Logits, TokenSet, Want};
 pub use penalties::Breakers;
 use penalties::{Change, has_dry, has_penalties};
 use probs::RawProbs;
+pub use probs::token_probs;
 pub use random::uniform;
 use random::{Purpose, uniform_for};
 
@@ -56,7 +58,7 @@ pub struct Sampled {
     pub token: u32,
     /// When `n_probs` asks for it.
     pub probs: Option<TokenProbs>,
-    /// With mirostat: its limit from here on.
+    /// With mirostat or adaptive sampling: its state from here on.
     pub mirostat_mu: Option<MirostatMu>,
 }
 
@@ -280,15 +282,19 @@ impl Sampler {
                 uniform_for(xtc, seed, position) <= f64::from(self.params.xtc_probability);
             self.run_chain(logits, history, is_greedy, xtc_acts);
         }
+        let likely = self.adapt();
         let token = match self.candidates.items[..] {
             [] => return Err(SampleError::NothingLeft),
             [only] => only.token,
             _ => self.candidates.draw(uniform_for(draw, seed, position)),
         };
-        let mirostat_mu = self.has_mirostat().then(|| {
-            let mu = mirostat::mu(&self.params, self.mirostat_mu);
-            mirostat::next(&self.params, mu, self.candidates.prob(token))
-        });
+        let mirostat_mu = match likely {
+            Some(likely) => Some(likely.next(&self.params, self.mirostat_mu, token)),
+            None => self.has_mirostat().then(|| {
+                let mu = mirostat::mu(&self.params, self.mirostat_mu);
+                mirostat::next(&self.params, mu, self.candidates.prob(token))
+            }),
+        };
         let probs = raw.map(|raw| match self.params.post_sampling_probs {
             false => raw.finish(self.original_logit(logits, token)),
             true => self.candidates.probs(token, self.params.n_probs as usize),
@@ -344,6 +350,12 @@ impl Sampler {
                 }
             }
         }
+    }
+
+    /// Lets adaptive sampling have its say about what is left; how likely that was before.
+    fn adapt(&mut self) -> Option<adaptive::Likely> {
+        let acts = !self.has_mirostat() && adaptive::is_asked_for(&self.params);
+        acts.then(|| adaptive::adapt(&self.params, self.mirostat_mu, &mut self.candidates))
     }
 
     fn run_mirostat(&mut self, logits: &Logits<'_>, is_greedy: bool) {
@@ -403,7 +415,8 @@ impl Sampler {
                 SamplerKind::Xtc
                 | SamplerKind::Penalties
                 | SamplerKind::Dry
-                | SamplerKind::TopK => {}
+                | SamplerKind::TopK
+                | SamplerKind::AdaptiveP => {}
             }
         }
         if is_greedy {
@@ -471,6 +484,8 @@ fn is_active(stage: SamplerKind, params: &SamplingParams) -> bool {
         SamplerKind::MinP => params.min_p > 0.0,
         SamplerKind::Xtc => params.xtc_probability > 0.0 && params.xtc_threshold <= 0.5,
         SamplerKind::Temperature => params.temperature != 1.0 || params.dynatemp_range > 0.0,
+        // Behind the chain, whatever its place in it.
+        SamplerKind::AdaptiveP => false,
     }
 }
 

@@ -3,6 +3,15 @@
 use super::candidates::Candidates;
 use crate::protocol::TokenProbs;
 
+/// How likely `token` is by these logits, and the `n` best; `None` when they are not all numbers.
+pub fn token_probs(logits: &[f32], token: u32, n: usize) -> Option<TokenProbs> {
+    let logit = *logits.get(token as usize)?;
+    let raw = RawProbs::new(logits, n.max(1));
+    let mut probs = raw.finish(logit);
+    probs.top.truncate(n);
+    logits.iter().all(|it| it.is_finite()).then_some(probs)
+}
+
 /// Log-softmax of the logits before any sampler: its normaliser and its best entries.
 pub(super) struct RawProbs {
     log_sum: f64,

@@ -69,6 +69,7 @@ pub(crate) fn submit(id: u64, tokens: &[u32]) -> Submit {
             ..SamplingParams::default()
         },
         carried: Carried::default(),
+        prompt_probs: None,
     }
 }
 

@@ -64,7 +64,6 @@ pub(crate) const GENERATION: &[Field] = &[
     field(&["suffix"], Text, "refused unless empty"),
     field(&["best_of"], Number, "refused above 1"),
     field(&["n_indent"], Number, "refused above 0"),
-    field(&["adaptive_target"], Number, "refused unless negative"),
 ];
 
 /// A text, tokens, or both mixed.
@@ -174,6 +173,11 @@ pub(crate) const RESPONSES: &[Field] = &[
         "a text, or items: messages, function calls and their outputs",
     ),
     field(&["instructions"], Text, "system message"),
+    field(
+        &["include"],
+        List(&Text),
+        "`message.output_text.logprobs`: probabilities of the answer's tokens; others are ignored",
+    ),
     field(&["max_output_tokens"], COUNT, "most tokens of the answer"),
     field(
         &["previous_response_id"],

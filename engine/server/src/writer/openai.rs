@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::logprobs::Likely;
 use super::{Ended, Writer};
 use crate::generate::{Outcome, Step, StopType};
 use crate::parts::{Look, Part, PartReader};
@@ -64,6 +65,8 @@ impl Writer {
             }
             Step::End { index, outcome } => {
                 self.choices[index].ended = Some(Ended::of(&outcome));
+                let prompt = Likely::prompt(&outcome.prompt, &outcome.prompt_probs);
+                self.choices[index].logprobs.extend(prompt);
                 let text = self.take_echo(index) + &outcome.tail;
                 let logprobs = self.take_logprobs(index);
                 let mut chunk =

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{AnswerWriter, Frame, Framing};
+use super::{AnswerWriter, Frame, Framing, logprobs};
 use crate::clock;
 use crate::error::ApiError;
 use crate::generate::{Outcome, Step, StopType};
@@ -54,6 +54,8 @@ pub(crate) struct ResponsesWriter {
     begun: bool,
     /// The output so far; the last item may be open.
     items: Vec<Item>,
+    /// Of tokens whose text is not out yet, where they were asked for.
+    logprobs: Vec<Value>,
     frames: Vec<Frame>,
 }
 
@@ -63,6 +65,8 @@ struct Item {
     kind: Kind,
     /// Text, or arguments.
     text: String,
+    /// Of its tokens, if it is a message.
+    logprobs: Vec<Value>,
 }
 
 enum Kind {
@@ -94,7 +98,7 @@ impl Item {
         match self.kind {
             Kind::Reasoning => json!({ "type": "reasoning_text", "text": self.text }),
             _ => {
-                json!({ "type": "output_text", "text": self.text, "annotations": [], "logprobs": [] })
+                json!({ "type": "output_text", "text": self.text, "annotations": [], "logprobs": self.logprobs })
             }
         }
     }
@@ -116,6 +120,7 @@ impl ResponsesWriter {
             sequence: 0,
             begun: false,
             items: Vec::new(),
+            logprobs: Vec::new(),
             frames: Vec::new(),
         }
     }
@@ -207,6 +212,7 @@ impl ResponsesWriter {
             id: format!("{prefix}{}", random_id(32)),
             kind,
             text: String::new(),
+            logprobs: Vec::new(),
         };
         let index = self.items.len();
         let mut added = item.json("in_progress");
@@ -235,7 +241,9 @@ impl ResponsesWriter {
             delta.insert("content_index".into(), json!(0));
         }
         if let Kind::Message = item.kind {
-            delta.insert("logprobs".into(), json!([]));
+            let logprobs = std::mem::take(&mut self.logprobs);
+            delta.insert("logprobs".into(), json!(logprobs));
+            item.logprobs.extend(logprobs);
         }
         self.event(event, Value::Object(delta));
     }
@@ -246,6 +254,7 @@ impl ResponsesWriter {
         let Some(item) = self.items.last() else {
             return;
         };
+        let logprobs = item.logprobs.clone();
         let (id, text, part, done) = (
             item.id.clone(),
             item.text.clone(),
@@ -264,7 +273,7 @@ impl ResponsesWriter {
                 let name = match kind {
                     Kind::Reasoning => "response.reasoning_text.done",
                     _ => {
-                        fields.insert("logprobs".into(), json!([]));
+                        fields.insert("logprobs".into(), json!(logprobs));
                         "response.output_text.done"
                     }
                 };
@@ -306,6 +315,10 @@ impl AnswerWriter for ResponsesWriter {
         match step {
             Step::Progress { .. } => {}
             Step::Token { delta, .. } => {
+                if let Some(probs) = &delta.probs {
+                    let one = logprobs::entry(&self.model, delta.token, probs, false);
+                    self.logprobs.push(one);
+                }
                 let parts = self.reader.push(&delta.text);
                 self.take(parts);
             }
@@ -344,6 +357,9 @@ impl AnswerWriter for ResponsesWriter {
         let Some((_, outcome)) = outcomes.pop() else {
             return Value::Null;
         };
+        let probs = outcome.probs.iter();
+        let probs = probs.map(|(token, probs)| logprobs::entry(&self.model, *token, probs, false));
+        self.logprobs = probs.collect();
         self.end(&outcome.text, &outcome)
     }
 

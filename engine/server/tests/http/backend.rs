@@ -121,6 +121,7 @@ impl Backend for ScriptedBackend {
             slot: job.slot,
             n_keep: 0,
             sampling: SamplingParams::default(),
+            prompt_probs: None,
         };
         let handle = self.play(evaluation, Some(pooling))?;
         self.embeds.lock().unwrap().push(job);
