@@ -379,6 +379,8 @@ fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
         system_message: settings.system_prompt.value.clone(),
         prefill_assistant: settings.prefill_assistant.value,
         split_reasoning: settings.split_reasoning.value,
+        skip_chat_parsing: settings.skip_chat_parsing.value,
+        static_path: settings.static_path.value.clone(),
         pooling: settings.pooling.value,
         embd_normalize: settings.embd_normalize.value,
         slot_save_path: settings.slot_save_path.value.clone(),

@@ -293,6 +293,10 @@ pub(crate) struct Settings {
     pub prefill_assistant: Setting<bool>,
     /// Thoughts go into `reasoning_content`.
     pub split_reasoning: Setting<bool>,
+    /// Leave thoughts and tool calls in the text.
+    pub skip_chat_parsing: Setting<bool>,
+    /// Folder served in place of the page.
+    pub static_path: Setting<Option<PathBuf>>,
     /// From vectors to an embedding; `None`: as the file says.
     pub pooling: Setting<Option<Pooling>>,
     /// Scale of embeddings.

@@ -170,6 +170,8 @@ impl Asked {
             )?,
             prefill_assistant: self.or("prefill-assistant", true, values::switch)?,
             split_reasoning: self.or("reasoning-format", false, values::splits_reasoning)?,
+            skip_chat_parsing: self.or("skip-chat-parsing", false, values::switch)?,
+            static_path: self.or("path", None, |v| values::folder(v).map(Some))?,
             pooling: self.or("pooling", None, |v| values::pooling(v).map(Some))?,
             embd_normalize: self.or("embd-normalize", 2, values::embd_normalize)?,
             slot_save_path: self.or("slot-save-path", None, |v| values::folder(v).map(Some))?,

@@ -138,6 +138,9 @@ pub(crate) const KEYS: &[Key] = &[
     )
     .env(&["LLAMA_ARG_THINK", "LLAMA_ARG_REASONING_FORMAT"])
     .default("none"),
+    switch(MODEL, "skip-chat-parsing", "Leave thoughts and tool calls in an answer's text, as the model wrote them")
+        .env(&["LLAMA_ARG_SKIP_CHAT_PARSING"])
+        .default("off"),
     value(MODEL, "pooling", "NAME", "What becomes of the tokens' vectors in an embedding: none, mean, cls or last")
         .env(&["LLAMA_ARG_POOLING"])
         .default("the file's, else last"),
@@ -292,6 +295,9 @@ pub(crate) const KEYS: &[Key] = &[
         .alias(&["webui"])
         .env(&["LLAMA_ARG_UI", "LLAMA_ARG_WEBUI"])
         .default("on"),
+    value(NETWORK, "path", "FOLDER", "Serve the files of this folder in place of the page")
+        .env(&["LLAMA_ARG_STATIC_PATH"])
+        .default("the page inside the program"),
     value(
         NETWORK,
         "hang-timeout",

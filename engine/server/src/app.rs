@@ -1,5 +1,6 @@
 //! What all requests share: settings, the backend, the model's card, the counters, and the phase of life.
 
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub struct App {
     pub(crate) openapi: OnceLock<Value>,
     /// Where requests are handed on to, when another server is the engine.
     proxy: Option<Arc<Proxy>>,
+    /// Where files of `ServerConfig::static_path` can't lie, made when it is first asked for.
+    pub(crate) reserved: OnceLock<HashSet<String>>,
     model: RwLock<Option<Arc<Model>>>,
     status: OnceLock<Arc<dyn StatusSource>>,
     phase: watch::Sender<Phase>,
@@ -69,6 +72,7 @@ impl App {
             backend,
             metrics: Metrics::new(),
             openapi: OnceLock::new(),
+            reserved: OnceLock::new(),
             proxy,
             model: RwLock::new(None),
             status: OnceLock::new(),

@@ -66,9 +66,12 @@ pub(crate) fn read(
         .map_err(|error| ApiError::invalid(error.to_string()))?;
     Ok(Chat {
         prompt: rendered + &continued.unwrap_or_default(),
-        look: Look {
-            tools: tools.is_some(),
-            reasoning: splits_reasoning(&fields, config)?,
+        look: match config.skip_chat_parsing {
+            true => Look::default(),
+            false => Look {
+                tools: tools.is_some(),
+                reasoning: splits_reasoning(&fields, config)?,
+            },
         },
         tools,
     })

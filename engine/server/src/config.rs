@@ -50,6 +50,8 @@ pub struct ServerConfig {
     pub prefill_assistant: bool,
     /// Thoughts at the front of an answer, between `<think>` and `</think>`, go into `reasoning_content`.
     pub split_reasoning: bool,
+    /// An answer's text is its content, thoughts and tool calls included.
+    pub skip_chat_parsing: bool,
     /// How embeddings are made of the tokens' vectors where the request does not say; `None`: as the model's file says.
     pub pooling: Option<Pooling>,
     /// How embeddings are scaled where the request does not say, see `bitnet_model::pooling::normalize`.
@@ -68,6 +70,8 @@ pub struct ServerConfig {
     pub props_endpoint: bool,
     /// Serve the page at `/`.
     pub page: bool,
+    /// Folder whose files are served in place of the page.
+    pub static_path: Option<PathBuf>,
     /// Larger request bodies answer 413.
     pub body_limit_bytes: usize,
     /// Open connections at a time; a few more are answered, with the state only.
@@ -106,6 +110,7 @@ impl Default for ServerConfig {
             system_message: None,
             prefill_assistant: true,
             split_reasoning: false,
+            skip_chat_parsing: false,
             pooling: None,
             embd_normalize: 2,
             slot_save_path: None,
@@ -115,6 +120,7 @@ impl Default for ServerConfig {
             metrics_endpoint: true,
             props_endpoint: false,
             page: true,
+            static_path: None,
             body_limit_bytes: 64 << 20,
             max_connections: 512,
             read_timeout: Duration::from_secs(60),

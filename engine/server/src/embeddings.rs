@@ -63,6 +63,8 @@ async fn embed(app: Arc<App>, body: RawBody, native: bool) -> Result<Response, A
         })
         .await?;
     let vectors = run(&app, &model, &asked).await?;
+    app.metrics
+        .embedded(asked.inputs.iter().map(Vec::len).sum());
     let answer = move || Ok(asked.reply(vectors, &model));
     Ok(reply::ok(&app.prepare(answer).await?))
 }

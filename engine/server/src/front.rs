@@ -88,10 +88,12 @@ fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiErr
                 || (app.is_proxy() && proxy::is_page_file(request.method(), route))
         }
     };
-    if !public && !auth::allows(&app.config.api_keys, request.headers()) {
+    let file = page::is_in_folder(app, request.method(), route);
+    if !(public || file) && !auth::allows(&app.config.api_keys, request.headers()) {
         return Err(ApiError::unauthorized());
     }
-    let always = route.starts_with(page::FILES)
+    let always = file
+        || route.starts_with(page::FILES)
         || matches!(
             route,
             "/health" | "/v1/health" | "/" | "" | "/metrics" | "/status"

@@ -37,6 +37,7 @@ struct Totals {
     requests: u64,
     cancelled: u64,
     failed: u64,
+    embedded: u64,
     /// Tokens counted as they come, not when their request ends.
     prompt_seen: u64,
     predicted_seen: u64,
@@ -107,6 +108,7 @@ impl Metrics {
             requests: 0,
             cancelled: 0,
             failed: 0,
+            embedded: 0,
             prompt_seen: 0,
             predicted_seen: 0,
         };
@@ -173,6 +175,11 @@ impl Metrics {
             totals.cancelled += u64::from(one.end == End::Cancelled);
             totals.failed += u64::from(one.end == End::Failed);
         });
+    }
+
+    /// Tokens of texts that became vectors; llama-server counts none of them as prompt tokens.
+    pub(crate) fn embedded(&self, n_tokens: usize) {
+        self.with(|totals| totals.embedded += n_tokens as u64);
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Totals) -> T) -> T {
@@ -435,6 +442,14 @@ impl Scene {
             "Generations that ended with an error.",
             "",
             self.totals.failed as f64,
+        );
+        sample(
+            out,
+            "counter",
+            "bitnet_embedding_tokens_total",
+            "Tokens of texts that were embedded.",
+            "",
+            self.totals.embedded as f64,
         );
         self.usage(out);
         self.totals.first_token.write(

@@ -1,14 +1,22 @@
-//! The web page at `/` and its files under `/ui/`, all inside the binary. No build step and no requests to other hosts:
+//! The web page at `/` and its files under `/ui/`, all inside the binary; or the files of a folder in its place.
+//!
+//! No build step and no requests to other hosts:
 //! the policy sent with the page allows this server only, and no script in the page's own text.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::handler::HandlerWithoutStateExt;
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
+use tower::{Service, ServiceBuilder};
+use tower_http::services::ServeDir;
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::{front, routes};
 
 /// Where the page's files lie, after the configured prefix.
 pub(crate) const FILES: &str = "/ui/";
@@ -58,6 +66,38 @@ pub(crate) async fn asset(
         Some((_, kind, text)) => Ok(file(kind, (*text).to_owned())),
         None => Err(ApiError::not_found()),
     }
+}
+
+/// The files of a folder, `index.html` for the folders in it. Paths can't lead out of it.
+pub(crate) fn folder(
+    path: &std::path::Path,
+) -> impl Service<Request<Body>, Response = Response, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ Sync
++ 'static {
+    let files = ServeDir::new(path)
+        .call_fallback_on_method_not_allowed(true)
+        .fallback(front::not_found.into_service());
+    ServiceBuilder::new()
+        .map_response(|response: Response<_>| {
+            let mut response = response.map(Body::new);
+            let headers = response.headers_mut();
+            let nosniff = HeaderValue::from_static("nosniff");
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+            response
+        })
+        .service(files)
+}
+
+/// Whether a request is for a file of that folder: then it needs no key, as the page needs none.
+pub(crate) fn is_in_folder(app: &App, method: &Method, route: &str) -> bool {
+    let reserved = app.reserved.get_or_init(routes::first_parts);
+    let first = route.trim_start_matches('/').split('/').next();
+    app.config.page
+        && app.config.static_path.is_some()
+        && (method == Method::GET || method == Method::HEAD)
+        && first.is_some_and(|first| !reserved.contains(first))
 }
 
 fn file(kind: &'static str, text: String) -> Response {

@@ -1,5 +1,6 @@
 //! Which handler answers which path, and what each takes and gives.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Router;
@@ -171,17 +172,41 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     } else {
         table.prefix.clone()
     };
-    table
-        .router
-        .route(
-            &format!("{}/openapi.json", table.prefix),
-            get(openapi::openapi),
-        )
-        .route(&format!("{}/ui/{{name}}", table.prefix), get(page::asset))
-        .route(&page_path, get(page::page))
-        .fallback(front::not_found)
+    let router = table.router.route(
+        &format!("{}/openapi.json", table.prefix),
+        get(openapi::openapi),
+    );
+    let folder = app.config.static_path.as_ref().filter(|_| app.config.page);
+    let router = match (folder, table.prefix.as_str()) {
+        (Some(folder), "") => router.fallback_service(page::folder(folder)),
+        (Some(folder), prefix) => router
+            .nest_service(prefix, page::folder(folder))
+            .fallback(front::not_found),
+        (None, prefix) => router
+            .route(&format!("{prefix}/ui/{{name}}"), get(page::asset))
+            .route(&page_path, get(page::page))
+            .fallback(front::not_found),
+    };
+    router
         .method_not_allowed_fallback(front::wrong_method)
         .with_state(app)
+}
+
+/// First parts of the routes' paths, behind the configured prefix.
+pub(crate) fn first_parts() -> HashSet<String> {
+    let first = |path: &str| {
+        path.trim_start_matches('/')
+            .split('/')
+            .next()
+            .map(str::to_owned)
+    };
+    let described = table("").described;
+    let mut parts: HashSet<String> = described
+        .iter()
+        .filter_map(|(_, path, _)| first(path))
+        .collect();
+    parts.insert("openapi.json".to_owned());
+    parts
 }
 
 /// State and counters are ours, everything else is the engine's.

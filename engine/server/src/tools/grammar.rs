@@ -9,6 +9,9 @@ use serde_json::{Map, Value, json};
 
 use super::{Tool, ToolChoice, ToolUse};
 
+/// Calls in one answer, at most: a model that goes on calling would use up all its tokens.
+const MAX_CALLS: usize = 16;
+
 /// What opens a call.
 const OPENING: &str = "<tool_call>";
 
@@ -21,8 +24,8 @@ pub(crate) fn tool_grammar(tools: &ToolUse, schema: Option<&Value>) -> Grammar {
     let is_free = tools.choice == ToolChoice::Auto;
     let schema = schema.filter(|_| is_free);
     let calls = match tools.parallel {
-        true => "call (\"\\n\" call)*",
-        false => "call",
+        true => format!("call (\"\\n\" call){{0,{}}}", MAX_CALLS - 1),
+        false => "call".to_owned(),
     };
     let mut rules = match schema {
         Some(schema) => format!("start: {calls} | text\ntext: {}\n", json_rule(schema)),
@@ -182,6 +185,8 @@ mod tests {
         ] {
             assert_eq!(accepts(&grammar, text), expected, "{text}");
         }
+        let many = |n: usize| vec![IT; n].join("\n");
+        assert!(accepts(&grammar, &many(MAX_CALLS)) && !accepts(&grammar, &many(MAX_CALLS + 1)));
         let one = tool_grammar(&tools(ToolChoice::Required, false), None);
         assert!(accepts(&one, ROME) && !accepts(&one, &both));
         let named = tool_grammar(&tools(ToolChoice::Named("weather".to_owned()), true), None);
