@@ -39,8 +39,13 @@ mod tests {
 
     #[test]
     fn connections_leave_files_for_the_rest() {
-        for (files, connections) in [(u64::MAX, 512), (1024, 512), (640, 512), (256, 128), (64, 8)]
-        {
+        for (files, connections) in [
+            (u64::MAX, 512),
+            (1024, 512),
+            (640, 512),
+            (256, 128),
+            (64, 8),
+        ] {
             assert_eq!(bound(files), connections, "{files}");
         }
     }

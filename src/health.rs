@@ -1,11 +1,15 @@
 //! `bitnet-launch health`: asks a running server whether it is well. Made for HEALTHCHECK in a container without curl.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use ureq::http::Uri;
+use ureq::tls::TlsConfig;
 
 use crate::cli::HealthArgs;
+use crate::models::http::root_certificates;
 use crate::settings::Environment;
 
 /// Longest answer read; `/health` sends far less.
@@ -31,8 +35,13 @@ pub(crate) fn run(args: &HealthArgs, env: &Environment) -> anyhow::Result<ExitCo
 
 fn ask(url: &str, timeout_s: f64) -> anyhow::Result<String> {
     let timeout = Duration::try_from_secs_f64(timeout_s).context("time-out")?;
+    let tls = TlsConfig::builder()
+        .root_certs(root_certificates())
+        .disable_verification(is_this_machine(url))
+        .build();
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_global(Some(timeout))
+        .tls_config(tls)
         .http_status_as_error(false)
         .proxy(None)
         .build()
@@ -54,6 +63,8 @@ fn ask(url: &str, timeout_s: f64) -> anyhow::Result<String> {
 }
 
 /// `/health` of the server named by flags, else by the variables the server itself reads.
+///
+/// With a certificate in the environment it speaks HTTPS.
 fn url(args: &HealthArgs, env: &Environment) -> anyhow::Result<String> {
     if let Some(url) = &args.url {
         let url = url.trim_end_matches('/');
@@ -86,10 +97,23 @@ fn url(args: &HealthArgs, env: &Environment) -> anyhow::Result<String> {
     };
     let prefix = variable(&["LLAMA_ARG_API_PREFIX"]).unwrap_or_default();
     let host = reachable(host.as_deref().unwrap_or("127.0.0.1"));
+    let scheme = match variable(&["LLAMA_ARG_SSL_CERT_FILE"]) {
+        Some(_) => "https",
+        None => "http",
+    };
     Ok(format!(
-        "http://{host}:{port}{}/health",
+        "{scheme}://{host}:{port}{}/health",
         prefix.trim_end_matches('/')
     ))
+}
+
+/// A certificate names what others call this machine, not its loopback address: there it isn't checked. Nothing secret is
+/// sent, and whoever listens there is on this machine.
+fn is_this_machine(url: &str) -> bool {
+    let host = url.parse::<Uri>().ok();
+    let host = host.as_ref().and_then(Uri::host).unwrap_or_default();
+    let ip: Result<IpAddr, _> = host.trim_matches(['[', ']']).parse();
+    host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// The first of several addresses; "every address" is reached at the loopback one.
@@ -114,6 +138,21 @@ mod tests {
             port,
             timeout: 1.0,
             quiet: false,
+        }
+    }
+
+    #[test]
+    fn certificates_are_checked_beyond_this_machine() {
+        for (url, here) in [
+            ("https://127.0.0.1:8081/health", true),
+            ("https://[::1]/health", true),
+            ("https://localhost/health", true),
+            ("https://10.0.0.1/health", false),
+            ("https://localhost.example.com/health", false),
+            ("https://127.0.0.1@example.com/health", false),
+            ("nonsense", false),
+        ] {
+            assert_eq!(is_this_machine(url), here, "{url}");
         }
     }
 
@@ -146,6 +185,11 @@ mod tests {
                 args(None, None),
                 env(&[("LLAMA_ARG_API_PREFIX", "/llm/")]),
                 "http://127.0.0.1:8081/llm/health",
+            ),
+            (
+                args(None, None),
+                env(&[("LLAMA_ARG_SSL_CERT_FILE", "cert.pem")]),
+                "https://127.0.0.1:8081/health",
             ),
         ] {
             assert_eq!(url(&args, &env).unwrap(), wanted);

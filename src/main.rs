@@ -24,6 +24,7 @@ mod startup;
 mod status;
 mod supervise;
 mod synth;
+mod systemd;
 mod tune;
 mod watch;
 

@@ -13,7 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::Context;
 use bitnet_model::protocol::ModelSource;
 use bitnet_model::tokenizer::Tokenizer;
-use bitnet_server::{ApiKeys, App, Cors, ModelCard, ServerConfig};
+use bitnet_server::{ApiKeys, App, Cors, ModelCard, ServerConfig, Tls};
 use indicatif::ProgressBar;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -29,6 +29,7 @@ use crate::status::Watch;
 use crate::supervise::broker::{Broker, BrokerConfig, Notice, Unstarted};
 use crate::supervise::child::EngineProcesses;
 use crate::supervise::state::Failure;
+use crate::systemd;
 use crate::tune;
 use crate::watch::{self, Announce, Watched};
 
@@ -45,20 +46,71 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// A busy engine that reports no progress for this long is replaced; it reports inside long steps, too.
 const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A supervisor thread that does not come by for this long is stuck; it should every second.
+const SUPERVISOR_PAUSE: Duration = Duration::from_secs(10);
+
 /// Serves until a signal ends it.
 ///
 /// # Errors
 /// When the socket can't be bound, or the model can't be served.
 pub(crate) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
-    let sockets = Sockets::bind(&settings.hosts.value, settings.port.value)?;
+    let tls = match &settings.tls {
+        Some(files) => Some(Tls::load(&files.certificate, &files.key)?),
+        None => None,
+    };
+    let inherited = systemd::inherited(&environment())?;
+    let sockets = match inherited.is_empty() {
+        true => Sockets::bind(&settings, tls.clone())?,
+        false => Sockets::take(inherited, tls.clone())?,
+    };
+    if settings.api_keys.value.is_empty() && sockets.are_open_to_the_network() {
+        tracing::warn!(
+            "open to the network without a key: whoever reaches the port can use the model; set LLAMA_API_KEY or `--api-key-file`"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .enable_all()
         .build()
         .context("cannot start the threads that serve HTTP")?;
-    let result = runtime.block_on(async { Server::start(settings, sockets)?.live().await });
+    let result = runtime.block_on(async {
+        if let Some(tls) = tls {
+            tokio::spawn(Arc::clone(&tls).follow());
+            tokio::spawn(reload_at_hangup(tls));
+        }
+        Server::start(settings, sockets)?.live().await
+    });
     runtime.shutdown_background();
     result
+}
+
+/// SIGHUP means: read the certificate again.
+async fn reload_at_hangup(tls: Arc<Tls>) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
+        return;
+    };
+    while hangup.recv().await.is_some() {
+        systemd::reloading();
+        let tls = Arc::clone(&tls);
+        let _ = tokio::task::spawn_blocking(move || tls.reload_and_say()).await;
+        systemd::ready("serving");
+    }
+}
+
+/// Tells systemd that all is well as long as this event loop and the supervisor thread go round.
+async fn feed_watchdog(broker: Broker, every: Duration) {
+    loop {
+        sleep(every).await;
+        let stood = broker.looked_at().elapsed();
+        if stood < SUPERVISOR_PAUSE {
+            systemd::alive();
+        } else {
+            tracing::error!(
+                "the supervisor has not moved for {:.0} s; the watchdog is not fed",
+                stood.as_secs_f64()
+            );
+        }
+    }
 }
 
 /// The running program.
@@ -84,6 +136,9 @@ impl Server {
         let app = App::new(config, Arc::new(broker.clone()));
         let watch = Arc::new(Watch::new());
         app.set_status(Arc::clone(&watch) as _);
+        if let Some(every) = systemd::watchdog_interval(&environment()) {
+            tokio::spawn(feed_watchdog(broker.clone(), every));
+        }
         let mut listeners = JoinSet::new();
         for listener in sockets.into_listeners() {
             listeners.spawn(bitnet_server::serve(listener, Arc::clone(&app)));
@@ -122,15 +177,19 @@ impl Server {
                     Notice::Ready { load_ms, pid } => {
                         tracing::info!("model loaded in {load_ms:.0} ms, engine process {pid}");
                         self.watch.engine_is(pid);
-                        if !announced {
-                            self.announce();
+                        match announced {
+                            false => self.announce(),
+                            true => systemd::status(&self.serving()),
                         }
                         announced = true;
                     }
                     Notice::Failed { failure, ever_ready: false } => {
                         return self.fail(Some(notices), failure).await;
                     }
-                    Notice::Failed { .. } => tracing::error!("all requests are refused until a restart"),
+                    Notice::Failed { failure, .. } => {
+                        systemd::status(&format!("no engine: {}", failure.reason));
+                        tracing::error!("all requests are refused until a restart");
+                    }
                     Notice::Stopped => return self.fail(None, Failure::new("the supervisor ended")).await,
                 },
                 _ = self.signals.next() => return self.leave(Some(notices)).await,
@@ -145,6 +204,12 @@ impl Server {
         for address in &self.addresses {
             tracing::info!("listening on {address}");
         }
+        systemd::ready(&self.serving());
+    }
+
+    /// For systemd.
+    fn serving(&self) -> String {
+        format!("serving on {}", self.addresses.join(", "))
     }
 
     /// The polite end: what runs finishes within the drain timeout. A second signal ends at once.
@@ -153,6 +218,7 @@ impl Server {
         notices: Option<UnboundedReceiver<Notice>>,
     ) -> anyhow::Result<ExitCode> {
         let limit = self.drain_timeout;
+        systemd::stopping();
         tracing::info!(
             "shutting down: running requests have {:.1} s; a second signal ends at once",
             limit.as_secs_f64()

@@ -240,6 +240,15 @@ impl Sampling {
     }
 }
 
+/// Where HTTPS gets its certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TlsFiles {
+    /// Certificates, the server's own first.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
 /// Everything the user can say, typed. `None` inside a [`Setting`] means automatic or absent.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
@@ -307,6 +316,10 @@ pub(crate) struct Settings {
     pub hosts: Setting<Vec<String>>,
     /// Port to listen on; 0 is any.
     pub port: Setting<u16>,
+    /// Others may listen on the same port.
+    pub reuse_port: Setting<bool>,
+    /// Certificate and key files; `None`: plain HTTP.
+    pub tls: Option<TlsFiles>,
     /// Keys of which a client must send one; empty: open.
     pub api_keys: Setting<Vec<String>>,
     /// Serve `/models` without a key.

@@ -8,8 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::Value;
 use ureq::Agent;
+use ureq::tls::TlsConfig;
 
 use crate::interrupt::Interrupt;
+use crate::models::http::root_certificates;
 
 /// A server that takes longer to take the connection isn't there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,6 +64,7 @@ impl Client {
             .timeout_recv_response(Some(SILENCE))
             .timeout_per_read(Some(SILENCE))
             .max_idle_connections(0)
+            .tls_config(TlsConfig::builder().root_certs(root_certificates()).build())
             .proxy(None)
             .build()
             .new_agent();

@@ -51,6 +51,13 @@ impl OwnServer {
             .args(&args.serve)
             .args(["--host", "127.0.0.1", "--port", "0", "--api-prefix", ""])
             .args([
+                "--no-reuse-port",
+                "--ssl-cert-file",
+                "",
+                "--ssl-key-file",
+                "",
+            ])
+            .args([
                 "--log-level",
                 "info",
                 "--log-format",

@@ -229,7 +229,7 @@ fn origin(uri: &Uri) -> Option<(String, String, u16)> {
 }
 
 /// The machine's certificates, `SSL_CERT_FILE` and `SSL_CERT_DIR` included; those built in where it has none.
-fn root_certificates() -> RootCerts {
+pub(crate) fn root_certificates() -> RootCerts {
     let found = rustls_native_certs::load_native_certs().certs;
     if found.is_empty() {
         return RootCerts::WebPki;

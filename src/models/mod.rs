@@ -8,7 +8,7 @@ pub(crate) mod catalogue;
 pub(crate) mod digest;
 mod download;
 pub(crate) mod error;
-mod http;
+pub(crate) mod http;
 mod hub;
 pub(crate) mod list;
 pub(crate) mod locate;

@@ -11,7 +11,7 @@ use bitnet_model::protocol::{
 use super::keys::{self, Key, Shape};
 use super::{
     Affinity, Dialect, Environment, LogFormat, Sampling, Setting, Settings, SettingsError, Source,
-    UseCase, values,
+    TlsFiles, UseCase, values,
 };
 use crate::llama_argv;
 use crate::models::locate::{Found, locate};
@@ -177,6 +177,8 @@ impl Asked {
             slot_save_path: self.or("slot-save-path", None, |v| values::folder(v).map(Some))?,
             hosts: self.or("host", vec!["127.0.0.1".to_owned()], values::hosts)?,
             port: self.port(llama)?,
+            reuse_port: self.or("reuse-port", false, values::switch)?,
+            tls: self.tls()?,
             api_keys: self.api_keys()?,
             public_models: self.or("public-models", false, values::switch)?,
             timeout: self.or("timeout", Duration::from_secs(600), values::seconds)?,
@@ -261,9 +263,7 @@ impl Asked {
             },
             log_level: self.optional("log-level", values::log_level)?,
             log_format: self.or("log-format", LogFormat::Text, values::log_format)?,
-            log_file: self.or("log-file", None, |v| {
-                Ok(Some(PathBuf::from(v)).filter(|path| !path.as_os_str().is_empty()))
-            })?,
+            log_file: self.or("log-file", None, values::file)?,
             warnings,
             notices,
         })
@@ -322,6 +322,23 @@ impl Asked {
         let source = asked.source.clone();
         let value = locate_model(Path::new(asked.value.trim()), &source, env, notices)?;
         Ok(Setting { value, source })
+    }
+
+    /// Both files or none.
+    fn tls(&self) -> Result<Option<TlsFiles>, SettingsError> {
+        let certificate = self.or("ssl-cert-file", None, values::file)?;
+        let key = self.or("ssl-key-file", None, values::file)?;
+        let alone = |source_: Source, found: PathBuf, other: &str| SettingsError::Bad {
+            source_,
+            found: found.display().to_string(),
+            expected: format!("`{other}` beside it"),
+        };
+        match (certificate.value, key.value) {
+            (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key })),
+            (Some(found), None) => Err(alone(certificate.source, found, "ssl-key-file")),
+            (None, Some(found)) => Err(alone(key.source, found, "ssl-cert-file")),
+            (None, None) => Ok(None),
+        }
     }
 
     fn warn_of_kv_type(&self, warnings: &mut Vec<String>) {

@@ -264,6 +264,22 @@ pub(crate) const KEYS: &[Key] = &[
     value(NETWORK, "port", "N", "Port to listen on; 0 takes any free one and prints it")
         .env(&["LLAMA_ARG_PORT", "PORT"])
         .default("8081"),
+    switch(
+        NETWORK,
+        "reuse-port",
+        "Let other servers listen on the same port; the system shares connections out among them",
+    )
+    .env(&["LLAMA_ARG_REUSE_PORT"])
+    .default("off"),
+    value(
+        NETWORK,
+        "ssl-cert-file",
+        "FILE",
+        "Speak HTTPS with this certificate: PEM, the server's own first; read again when it changes",
+    )
+    .env(&["LLAMA_ARG_SSL_CERT_FILE"])
+    .default("plain HTTP"),
+    value(NETWORK, "ssl-key-file", "FILE", "The certificate's private key, PEM without a password").env(&["LLAMA_ARG_SSL_KEY_FILE"]),
     value(NETWORK, "api-key", "KEY", "Key that clients must send; several separated by commas. Better in a file or the environment")
         .env(&["LLAMA_API_KEY"])
         .default("none: open to whoever reaches the port"),

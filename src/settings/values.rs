@@ -48,6 +48,11 @@ pub(super) fn api_keys(text: &str) -> Read<Vec<String>> {
     }
 }
 
+/// Nothing is no file.
+pub(super) fn file(text: &str) -> Read<Option<PathBuf>> {
+    Ok(Some(PathBuf::from(text)).filter(|path| !path.as_os_str().is_empty()))
+}
+
 pub(super) fn switch(text: &str) -> Read<bool> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "enabled" | "true" | "1" | "yes" => Ok(true),

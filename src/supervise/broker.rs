@@ -38,6 +38,7 @@ use self::front::{Shared, idle_slot};
 use self::work::Work;
 use super::child::{Spawn, reap_orphans};
 use super::state::{Action, Event, Failure, Phase, State, step};
+use crate::systemd;
 
 /// Engine ends with the same job and no token in between until the job is a suspect.
 const STRIKES: u32 = 2;
@@ -260,6 +261,7 @@ impl Supervisor {
         match &self.state.phase {
             Phase::Backoff { until } => {
                 let pause = until.saturating_duration_since(Instant::now());
+                systemd::status("starting a new engine");
                 tracing::warn!(
                     "starting a new engine in {:.1} s; {} accepted requests wait for it",
                     pause.as_secs_f64(),
@@ -317,6 +319,7 @@ impl Supervisor {
             _ if self.state.ever_ready => BackendState::Ready,
             _ => BackendState::Loading,
         };
+        view.looked_at = Instant::now();
         view.engine_pid = self.running.as_ref().map(|running| running.engine.pid());
         view.counters.processing = self.active.len();
         view.counters.deferred = self.queue.len();

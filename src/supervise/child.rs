@@ -24,6 +24,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpid};
 
 use super::state::Failure;
+use crate::systemd;
 
 /// Log lines kept for the crash report.
 const TAIL_LINES: usize = 200;
@@ -31,6 +32,9 @@ const TAIL_LINES: usize = 200;
 const LINE_BYTES: u64 = 16 << 10;
 /// How long the last log lines of a dead engine are waited for.
 const TAIL_WAIT: Duration = Duration::from_millis(500);
+
+/// Variables that an engine has no business with.
+const SECRETS: &[&str] = &["LLAMA_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
 
 /// Starts engines. The broker's tests put a scripted one here.
 pub(crate) trait Spawn: Send {
@@ -141,6 +145,9 @@ impl Spawn for EngineProcesses {
         let mut command = Command::new(own_binary()?);
         if let Some(level) = &self.log_level {
             command.env("RUST_LOG", level);
+        }
+        for name in systemd::VARIABLES.iter().chain(SECRETS) {
+            command.env_remove(name);
         }
         let mut child = command
             .arg0("bitnet-launch")

@@ -38,6 +38,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
+    /// 400: plain HTTP on a port for HTTPS.
+    pub fn tls_only() -> Self {
+        Self::invalid("this port speaks TLS only; use https:// in place of http://")
+    }
+
     /// 400 about one field, in llama-server's words.
     pub fn field(name: &str, problem: impl std::fmt::Display) -> Self {
         Self::invalid(format!("Field '{name}': {problem}"))

@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
-use crate::clock;
 use crate::body::RawBody;
+use crate::clock;
 use crate::completion::{self, Asked, AskedChat};
 use crate::error::ApiError;
 use crate::model::Model;

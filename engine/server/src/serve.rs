@@ -17,10 +17,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
 
 use crate::app::{App, Phase};
 use crate::error::ApiError;
 use crate::timeout::{Limits, Patient, Progress};
+use crate::tls::Tls;
 use crate::{front, routes};
 
 /// After the deadline, streams get this long to write their last frame.
@@ -29,6 +31,8 @@ const LAST_WORDS: Duration = Duration::from_millis(400);
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// How often that is worth a line in the log.
 const ACCEPT_COMPLAINT: Duration = Duration::from_secs(10);
+/// A TLS handshake must be over within this time.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Largest request head, in bytes.
 const HEAD_LIMIT_BYTES: usize = 64 << 10;
 /// Connections beyond the bound on which probes are still answered.
@@ -43,6 +47,8 @@ const TURN_AWAY: Duration = Duration::from_secs(1);
 pub enum Listener {
     /// TCP.
     Tcp(std::net::TcpListener),
+    /// TLS over TCP.
+    Tls(std::net::TcpListener, Arc<Tls>),
     /// Unix domain.
     Unix(std::os::unix::net::UnixListener),
 }
@@ -134,9 +140,11 @@ fn admit(stream: Stream, app: &Arc<App>, router: &Router, connections: &mut Join
     if connections.len() >= bound + SPARE_CONNECTIONS {
         if connections.len() < bound + SPARE_CONNECTIONS + TURNED_AWAY {
             match stream {
-                Stream::Tcp(stream) => connections.spawn(turn_away(stream)),
-                Stream::Unix(stream) => connections.spawn(turn_away(stream)),
-            };
+                Stream::Tcp(stream) => drop(connections.spawn(turn_away(stream))),
+                Stream::Unix(stream) => drop(connections.spawn(turn_away(stream))),
+                // The refusal would cost a handshake.
+                Stream::Tls(..) => {}
+            }
         }
         return;
     }
@@ -150,29 +158,64 @@ fn admit(stream: Stream, app: &Arc<App>, router: &Router, connections: &mut Join
             let _ = stream.set_nodelay(true);
             connections.spawn(connection(stream, visit));
         }
+        Stream::Tls(stream, acceptor) => {
+            let _ = stream.set_nodelay(true);
+            connections.spawn(secured(stream, acceptor, visit));
+        }
         Stream::Unix(stream) => {
             connections.spawn(connection(stream, visit));
         }
     }
 }
 
-/// Answers 503 to whatever is asked. The request is read and dropped: a socket that is closed with bytes unread is
+/// Answers 503 to whatever is asked.
+async fn turn_away<S: AsyncRead + AsyncWrite + Unpin>(stream: S) {
+    let status = "503 Service Unavailable\r\nretry-after: 1";
+    let error = ApiError::too_many_connections();
+    let _ = timeout(TURN_AWAY, refuse(stream, status, &error)).await;
+}
+
+/// Answers whatever is asked with an error. The request is read and dropped: a socket that is closed with bytes unread is
 /// reset, and the answer would be lost.
-async fn turn_away<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
-    let body = ApiError::too_many_connections().body().to_string();
+async fn refuse<S>(mut stream: S, status: &str, error: &ApiError) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let body = error.body().to_string();
     let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json; charset=utf-8\r\nretry-after: 1\r\n\
-         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        "HTTP/1.1 {status}\r\ncontent-type: application/json; charset=utf-8\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
         body.len()
     );
-    let talk = async {
-        stream.write_all(answer.as_bytes()).await?;
-        stream.shutdown().await?;
-        let mut rest = [0; 4096];
-        while stream.read(&mut rest).await? > 0 {}
-        io::Result::Ok(())
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await?;
+    let mut rest = [0; 4096];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
+}
+
+/// A connection that begins with a handshake.
+async fn secured(stream: TcpStream, acceptor: TlsAcceptor, visit: Visit) {
+    let handshake = async {
+        let mut first = [0];
+        stream.peek(&mut first).await?;
+        // A TLS record never begins with a letter: this client speaks plain HTTP, and is told so in the same language.
+        if first[0].is_ascii_uppercase() {
+            refuse(stream, "400 Bad Request", &ApiError::tls_only()).await?;
+            return Ok(None);
+        }
+        acceptor.accept(stream).await.map(Some)
     };
-    let _ = timeout(TURN_AWAY, talk).await;
+    let shaken = tokio::select! {
+        shaken = timeout(HANDSHAKE_LIMIT, handshake) => shaken,
+        () = App::until_cut_off(visit.app.phase()) => return,
+    };
+    match shaken {
+        Ok(Ok(Some(stream))) => connection(stream, visit).await,
+        Ok(Ok(None)) => tracing::debug!("a client spoke plain HTTP where TLS is spoken"),
+        Ok(Err(error)) => tracing::debug!("no TLS handshake: {error}"),
+        Err(_) => tracing::debug!("no TLS handshake in time"),
+    }
 }
 
 /// What a connection needs to be served.
@@ -225,11 +268,13 @@ where
 
 enum Acceptor {
     Tcp(TcpListener),
+    Tls(TcpListener, Arc<Tls>),
     Unix(UnixListener),
 }
 
 enum Stream {
     Tcp(TcpStream),
+    Tls(TcpStream, TlsAcceptor),
     Unix(UnixStream),
 }
 
@@ -239,6 +284,10 @@ impl Acceptor {
             Listener::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
                 Acceptor::Tcp(TcpListener::from_std(listener)?)
+            }
+            Listener::Tls(listener, tls) => {
+                listener.set_nonblocking(true)?;
+                Acceptor::Tls(TcpListener::from_std(listener)?, tls)
             }
             Listener::Unix(listener) => {
                 listener.set_nonblocking(true)?;
@@ -250,6 +299,7 @@ impl Acceptor {
     async fn accept(&self) -> io::Result<Stream> {
         Ok(match self {
             Acceptor::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
+            Acceptor::Tls(listener, tls) => Stream::Tls(listener.accept().await?.0, tls.acceptor()),
             Acceptor::Unix(listener) => Stream::Unix(listener.accept().await?.0),
         })
     }

@@ -43,6 +43,7 @@ pub(super) struct View {
     pub(super) slots: Vec<SlotView>,
     pub(super) counters: BackendCounters,
     pub(super) engine_pid: Option<u32>,
+    pub(super) looked_at: Instant,
     pub(super) meter: Option<RequestMeter>,
     /// Watts without jobs.
     pub(super) idle_w: Option<f64>,
@@ -102,6 +103,7 @@ impl Broker {
             slots: Vec::new(),
             counters: BackendCounters::default(),
             engine_pid: None,
+            looked_at: Instant::now(),
             meter: None,
             idle_w: None,
         };
@@ -131,6 +133,11 @@ impl Broker {
     /// they are: accepted requests rely on them.
     pub(crate) fn renew(&self, config: EngineConfig) {
         let _ = self.inbox.send(Message::Renew(Box::new(config)));
+    }
+
+    /// When the supervisor thread last came by; it does so every second at least.
+    pub(crate) fn looked_at(&self) -> Instant {
+        self.shared.view().looked_at
     }
 
     /// The engine's process, while there is one.
