@@ -117,6 +117,8 @@ struct Job {
     /// Tokens of the prompt; those in `submit.tokens` behind them were sampled here.
     n_prompt: usize,
     sampler: Sampler,
+    /// The next token, if it is known before its step.
+    forced: Option<u32>,
     cached: usize,
     prefill_began: Option<Instant>,
     /// Its share of the CPU time so far.
@@ -433,6 +435,7 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         self.slots[slot].job = Some(Job {
             n_prompt: submit.tokens.len(),
             sampler,
+            forced: None,
             pooler: pooling.map(|pooling| Pooler::new(pooling, submit.tokens.len())),
             cached,
             prefill_began: None,
@@ -442,13 +445,14 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
     }
 
     fn add_generating(&mut self) {
-        for (slot, it) in self.slots.iter().enumerate() {
-            if let Some(job) = it.job.as_ref().filter(|job| job.is_generating()) {
+        for (slot, it) in self.slots.iter_mut().enumerate() {
+            if let Some(job) = it.job.as_mut().filter(|job| job.is_generating()) {
                 let token = job.submit.tokens[job.submit.tokens.len() - 1];
+                job.forced = job.sampler.forced();
                 self.batch.push(Entry {
                     slot,
                     token,
-                    wants_logits: true,
+                    wants_logits: job.forced.is_none(),
                 });
             }
         }
@@ -568,18 +572,33 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
                 Some(drawn)
             })
             .collect();
-        for (place, &Entry { slot, .. }) in wanted().enumerate() {
-            let (Some(job), Some(drawn)) = (&mut slots[slot].job, drawn[place].take()) else {
+        let mut place = 0;
+        for &Entry {
+            slot, wants_logits, ..
+        } in batch.iter()
+        {
+            let Some(job) = &mut slots[slot].job else {
+                place += usize::from(wants_logits);
                 continue;
             };
-            let sampled = match drawn {
-                Ok(Some(sampled)) => Ok(sampled),
-                Ok(None) => {
-                    let drawn = job.draw_allowed(model, place);
-                    job.charge(cpu.lap());
-                    drawn
+            let sampled = match (wants_logits, job.forced.take()) {
+                (true, _) => {
+                    place += 1;
+                    let Some(drawn) = drawn[place - 1].take() else {
+                        continue;
+                    };
+                    match drawn {
+                        Ok(Some(sampled)) => Ok(sampled),
+                        Ok(None) => {
+                            let drawn = job.draw_allowed(model, place - 1);
+                            job.charge(cpu.lap());
+                            drawn
+                        }
+                        Err(error) => Err(error),
+                    }
                 }
-                Err(error) => Err(error),
+                (false, Some(token)) => job.sampler.take_forced(token),
+                (false, None) => continue,
             };
             if let Some(finish) = job.take(sampled, kv.shape().context, send) {
                 if matches!(finish, Finish::Error(_)) {

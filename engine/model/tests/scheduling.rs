@@ -3,7 +3,9 @@
 mod common;
 
 use bitnet_kernels::Kernel;
-use bitnet_model::protocol::{EngineConfig, Finish, KvType, Submit};
+use bitnet_model::protocol::{
+    EngineConfig, Finish, FromEngine, Grammar, GrammarText, KvType, SamplingParams, Submit,
+};
 use common::{Run, config, model, poison_embedding, prompt, submit};
 use tempfile::TempDir;
 
@@ -335,7 +337,7 @@ fn more_jobs_than_slots_wait_in_order() {
         .borrow()
         .iter()
         .filter_map(|event| match event {
-            bitnet_model::protocol::FromEngine::Prefill {
+            FromEngine::Prefill {
                 id, processed: 0, ..
             } => Some(*id),
             _ => None,
@@ -410,4 +412,91 @@ fn logits_that_are_no_numbers_fail_one_generation() {
         0,
         "the cache of a failed generation is not reused"
     );
+}
+
+/// Place and log-probability of the prompt's tokens, as bits.
+fn prompt_probs(run: &Run) -> Vec<(usize, u32)> {
+    let mut found = Vec::new();
+    for event in &*run.events.borrow() {
+        if let FromEngine::PromptProbs { first, probs, .. } = event {
+            let bits = probs.iter().map(|it| it.logprob.to_bits());
+            found.extend((*first..).zip(bits));
+            assert!(probs.iter().all(|it| it.top.len() == 3));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_prompt_is_as_likely_as_it_was_when_it_was_drawn() {
+    let directory = directory();
+    for preset in PRESETS {
+        let mut config = config(&model(directory.path(), preset));
+        let mut job = submit(1, &prompt(1, 21));
+        job.max_tokens = 30;
+        let mut run = Run::new(&config);
+        let drawn = run.generate(job.clone());
+        let text: Vec<u32> = job.tokens.iter().chain(&drawn.tokens).copied().collect();
+        let scoring = Submit {
+            prompt_probs: Some(3),
+            max_tokens: 1,
+            ..submit(2, &text)
+        };
+        let outcome = run.generate(scoring.clone());
+        assert_eq!(outcome.cached, 0, "all of it is evaluated");
+        let expected = prompt_probs(&run);
+        let places: Vec<usize> = expected.iter().map(|it| it.0).collect();
+        assert_eq!(places, Vec::from_iter(1..text.len()));
+        let probs = drawn.probs.iter().map(|it| it.as_ref().unwrap().logprob);
+        let bits: Vec<u32> = probs.map(f32::to_bits).collect();
+        let found: Vec<u32> = expected[20..].iter().map(|it| it.1).collect();
+        assert_eq!(found, bits, "{preset}");
+        // However it is cut, and beside others.
+        config.prefill_batch = 7;
+        let mut run = Run::new(&config);
+        run.submit(submit(3, &prompt(3, 40)));
+        run.submit(Submit {
+            max_tokens: 0,
+            ..scoring
+        });
+        run.finish();
+        assert_eq!(prompt_probs(&run), expected);
+        let beside = signature(&run.outcome(3));
+        assert_eq!(beside, alone(&config, &submit(3, &prompt(3, 40))));
+    }
+}
+
+#[test]
+fn tokens_that_a_grammar_forces_are_those_it_would_draw() {
+    let directory = directory();
+    let config = config(&model(directory.path(), "tiny"));
+    let text = "root ::= \"fixed: \" [0-9]{2,4} \" and \" (\"yes\" | \"no\") <[7]> \".\\n\"";
+    let job = |id: u64, n_probs: u32| {
+        let mut job = submit(id, &prompt(9, 12));
+        job.max_tokens = 60;
+        job.eog_tokens = (505..512).collect();
+        job.sampling = SamplingParams {
+            seed: 3,
+            n_probs,
+            grammar: Some(Grammar {
+                text: GrammarText::Gbnf(text.to_owned()),
+                triggers: None,
+            }),
+            ..SamplingParams::default()
+        };
+        job
+    };
+    let mut run = Run::new(&config);
+    // Whoever asks for probabilities gets them from logits.
+    let drawn = run.generate(job(1, 1));
+    assert!(
+        drawn.tokens.contains(&7) && drawn.finish == Some(Finish::Eos),
+        "{drawn:?}"
+    );
+    run.submit(submit(2, &prompt(2, 30)));
+    run.submit(job(3, 0));
+    run.finish();
+    assert_eq!(run.outcome(3).tokens, drawn.tokens);
+    let beside = signature(&run.outcome(2));
+    assert_eq!(beside, alone(&config, &submit(2, &prompt(2, 30))));
 }

@@ -2,7 +2,8 @@
 //!
 //! `name ::= alternatives`, from the start rule `root`. Literals `"…"`, character classes `[a-z]` and `[^…]`, any character
 //! `.`, groups, `|`, repetition `* + ? {m} {m,} {m,n}`, comments from `#` to the end of the line. Escapes: `\n \r \t \\ \"
-//! \[ \]`, `\x41`, `\u0041`, `\U00000041`. A rule ends at the end of its line, unless a parenthesis is open or a `|` is near.
+//! \[ \]`, `\x41`, `\u0041`, `\U00000041`. `<[12]>` is the token of this number, `<think>` the one of this text, `!` before them any
+//! other. A rule ends at the end of its line, unless a parenthesis is open or a `|` is near.
 
 use std::collections::HashMap;
 
@@ -20,6 +21,10 @@ pub(super) enum Element {
     Class(u32),
     /// What `rules[_]` says.
     Rule(u32),
+    /// This token as a whole.
+    Token(u32),
+    /// Any other token.
+    NotToken(u32),
     /// The end of the alternative.
     End,
 }
@@ -35,14 +40,28 @@ pub(super) struct Rules {
     /// Where the alternatives of each rule begin in `elements`.
     pub(super) rules: Vec<Vec<u32>>,
     pub(super) root: u32,
+    /// Some elements are tokens.
+    pub(super) has_tokens: bool,
 }
+
+/// A token as a grammar names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TokenName<'a> {
+    Number(u32),
+    /// With its angle brackets.
+    Text(&'a str),
+}
+
+/// Finds the token of a name; `None`: there is none.
+pub(super) type FindToken<'a> =
+    &'a mut dyn FnMut(TokenName<'_>) -> Result<Option<u32>, GrammarError>;
 
 /// Reads a grammar.
 ///
 /// # Errors
 /// Where it is wrong, and how.
-pub(super) fn parse(text: &str) -> Result<Rules, GrammarError> {
-    let mut parser = Parser::new(text);
+pub(super) fn parse(text: &str, find_token: FindToken<'_>) -> Result<Rules, GrammarError> {
+    let mut parser = Parser::new(text, find_token);
     parser.skip(true);
     while parser.peek().is_some() {
         parser.rule()?;
@@ -53,7 +72,9 @@ pub(super) fn parse(text: &str) -> Result<Rules, GrammarError> {
 
 type Alternatives = Vec<Vec<Element>>;
 
-struct Parser {
+struct Parser<'a> {
+    find_token: FindToken<'a>,
+    has_tokens: bool,
     text: Vec<char>,
     at: usize,
     depth: usize,
@@ -71,9 +92,11 @@ fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '-' || c == '_'
 }
 
-impl Parser {
-    fn new(text: &str) -> Self {
+impl<'a> Parser<'a> {
+    fn new(text: &str, find_token: FindToken<'a>) -> Self {
         Parser {
+            find_token,
+            has_tokens: false,
             text: text.chars().collect(),
             at: 0,
             depth: 0,
@@ -223,9 +246,7 @@ impl Parser {
                     self.at = end;
                     vec![Element::Rule(self.rule_id(name, at))]
                 }
-                Some('<' | '!') => {
-                    return Err(self.error_at(at, "token references such as `<[12]>` or `!<end>` are not available; write the text, or use Lark by `%llguidance {}`"));
-                }
+                Some('<' | '!') => vec![self.token()?],
                 _ => break,
             };
             self.skip(is_nested);
@@ -268,6 +289,42 @@ impl Parser {
         }
         self.depth -= 1;
         Ok(Element::Rule(self.new_rule(Some(alternatives))))
+    }
+
+    /// `<[12]>`, `<think>`, or one of them behind `!`.
+    fn token(&mut self) -> Result<Element, GrammarError> {
+        let at = self.at;
+        let is_negated = self.eats('!');
+        let start = self.at;
+        if !self.eats('<') {
+            return Err(self.error("a token such as `<[12]>` or `<think>`"));
+        }
+        let found = if self.eats('[') {
+            let number = self.number()?;
+            if !(self.eats(']') && self.eats('>')) {
+                return Err(self.error("`]>` behind a token's number"));
+            }
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            (self.find_token)(TokenName::Number(number))?
+        } else {
+            while self.peek().is_some_and(|c| c != '>' && c != '\n') {
+                self.at += 1;
+            }
+            if !self.eats('>') {
+                return Err(self.error("`>` behind a token's text"));
+            }
+            let text: String = self.text[start..self.at].iter().collect();
+            (self.find_token)(TokenName::Text(&text))?
+        };
+        self.has_tokens = true;
+        match found {
+            Some(token) if is_negated => Ok(Element::NotToken(token)),
+            Some(token) => Ok(Element::Token(token)),
+            None => {
+                let name: String = self.text[start..self.at].iter().collect();
+                Err(self.error_at(at, format!("the vocabulary has no token `{name}`")))
+            }
+        }
     }
 
     fn literal(&mut self) -> Result<Vec<Element>, GrammarError> {
@@ -471,6 +528,7 @@ impl Parser {
         let mut rules = Rules {
             classes: self.classes,
             root,
+            has_tokens: self.has_tokens,
             ..Rules::default()
         };
         for alternatives in alternatives {

@@ -4,6 +4,7 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
+use super::schema::{check, normalized, object_at_least};
 use super::{GrammarError, Vocabulary};
 use crate::protocol::GrammarText;
 use crate::sampler::TokenSet;
@@ -83,7 +84,10 @@ impl Guided {
 /// The schema with our choices where JSON Schema leaves some.
 fn schema(text: &str) -> Result<Value, GrammarError> {
     match serde_json::from_str(text) {
-        Ok(Value::Object(schema)) => Ok(with_choices(schema)),
+        Ok(Value::Object(schema)) => {
+            check(&schema)?;
+            Ok(with_choices(object_at_least(schema)))
+        }
         Ok(Value::Bool(true)) => Ok(with_choices(Map::new())),
         Ok(other) => Err(GrammarError::Refused(format!(
             "a schema is an object, found `{other}`"
@@ -92,7 +96,8 @@ fn schema(text: &str) -> Result<Value, GrammarError> {
     }
 }
 
-pub(super) fn with_choices(mut schema: Map<String, Value>) -> Value {
+pub(super) fn with_choices(schema: Map<String, Value>) -> Value {
+    let mut schema = normalized(schema);
     let choices = json!({
         "whitespace_flexible": false,
         "item_separator": ITEM_SEPARATOR,

@@ -10,6 +10,7 @@
 mod gbnf;
 mod guidance;
 mod pushdown;
+mod schema;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use crate::protocol::{Grammar, GrammarText, Triggers};
 use crate::sampler::TokenSet;
+use gbnf::TokenName;
 use guidance::Guided;
 use pushdown::Pushdown;
 pub use vocabulary::Vocabulary;
@@ -75,7 +77,7 @@ impl GrammarError {
     }
 }
 
-/// Reads a grammar to see whether it can be followed; cheap but for Lark, which may name tokens of the vocabulary.
+/// Reads a grammar to see whether it can be followed; cheap but for those that name tokens of the vocabulary.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -85,7 +87,17 @@ pub fn check(
 ) -> Result<(), GrammarError> {
     check_size(grammar)?;
     match &grammar.text {
-        GrammarText::Gbnf(text) => gbnf::parse(text).map(drop),
+        GrammarText::Gbnf(text) => {
+            let mut vocabulary = Some(vocabulary);
+            let mut made: Option<Arc<Vocabulary>> = None;
+            let mut find = |name: TokenName<'_>| {
+                if let Some(make) = vocabulary.take() {
+                    made = Some(make()?);
+                }
+                Ok(made.as_ref().and_then(|it| it.find(name)))
+            };
+            gbnf::parse(text, &mut find).map(drop)
+        }
         GrammarText::JsonSchema(_) => {
             Guided::new(&grammar.text, vocabulary::bytes_only()?.factory()).map(drop)
         }
@@ -181,7 +193,8 @@ impl Constraint {
         check_size(grammar)?;
         let machine = match &grammar.text {
             GrammarText::Gbnf(text) => {
-                Machine::Pushdown(Box::new(Pushdown::new(gbnf::parse(text)?)?))
+                let rules = gbnf::parse(text, &mut |name| Ok(vocabulary.find(name)))?;
+                Machine::Pushdown(Box::new(Pushdown::new(rules)?))
             }
             GrammarText::JsonSchema(_) | GrammarText::Lark(_) => {
                 Machine::Guided(Box::new(Guided::new(&grammar.text, vocabulary.factory())?))
@@ -269,6 +282,26 @@ impl Constraint {
         Ok(&self.allowed)
     }
 
+    /// The token that comes next, where the grammar leaves no choice. A few looks at single bytes tell most states that leave some.
+    ///
+    /// # Errors
+    /// When finding out is too much work.
+    pub fn forced(&mut self) -> Result<Option<u32>, GrammarError> {
+        if self.waiting.is_some() || self.machine.may_end()? {
+            return Ok(None);
+        }
+        let mut n_found = 0;
+        for &token in self.vocabulary.probes() {
+            n_found += usize::from(self.machine.allows(token, &self.vocabulary)?);
+            if n_found > 1 {
+                return Ok(None);
+            }
+        }
+        let allowed = self.allowed()?;
+        let only = (allowed.count() == 1).then(|| allowed.tokens().next());
+        Ok(only.flatten())
+    }
+
     fn find_allowed(&mut self) -> Result<TokenSet, GrammarError> {
         let may_end = self.machine.may_end()?;
         let mut allowed = self.machine.allowed(&self.vocabulary)?;
@@ -350,7 +383,7 @@ impl Machine {
 
     fn allows(&mut self, token: u32, vocabulary: &Vocabulary) -> Result<bool, GrammarError> {
         match self {
-            Machine::Pushdown(it) => it.allows(vocabulary.text(token)),
+            Machine::Pushdown(it) => it.allows_token(token, vocabulary.text(token)),
             Machine::Guided(it) => it.allows(token, vocabulary),
         }
     }
@@ -358,7 +391,7 @@ impl Machine {
     /// False when the token is not allowed; then the machine must not be used any more.
     fn accept(&mut self, token: u32, vocabulary: &Vocabulary) -> Result<bool, GrammarError> {
         match self {
-            Machine::Pushdown(it) => it.accept(vocabulary.text(token)),
+            Machine::Pushdown(it) => it.accept_token(token, vocabulary.text(token)),
             Machine::Guided(it) => it.accept(&[token]),
         }
     }

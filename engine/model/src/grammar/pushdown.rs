@@ -97,22 +97,47 @@ impl Pushdown {
         state.partial.missing == 0 && state.stacks.first() == Some(&BOTTOM)
     }
 
-    pub(super) fn allows(&mut self, bytes: &[u8]) -> Result<bool, GrammarError> {
-        let after = self.after(bytes)?;
-        Ok(!bytes.is_empty() && after != DEAD)
+    /// Whether a token may come, by what it adds to the text or as a whole.
+    pub(super) fn allows_token(&mut self, token: u32, text: &[u8]) -> Result<bool, GrammarError> {
+        Ok(self.after_token(token, text)? != DEAD)
+    }
+
+    /// Goes on; false when the token is not allowed.
+    pub(super) fn accept_token(&mut self, token: u32, text: &[u8]) -> Result<bool, GrammarError> {
+        let after = self.after_token(token, text)?;
+        Ok(self.go_to(after))
     }
 
     /// Goes on; false when the bytes are not allowed.
     pub(super) fn accept(&mut self, bytes: &[u8]) -> Result<bool, GrammarError> {
         let after = self.after(bytes)?;
+        Ok(self.go_to(after))
+    }
+
+    fn go_to(&mut self, after: u32) -> bool {
         if after == DEAD {
-            return Ok(false);
+            return false;
         }
         self.state = after;
         if self.tables.states.len() > MANY_STATES || self.tables.nodes.len() > MANY_NODES {
             self.forget();
         }
-        Ok(true)
+        true
+    }
+
+    fn after_token(&mut self, token: u32, text: &[u8]) -> Result<u32, GrammarError> {
+        let by_text = match text.is_empty() {
+            true => DEAD,
+            false => self.after(text)?,
+        };
+        if !self.rules.has_tokens {
+            return Ok(by_text);
+        }
+        let after = self
+            .tables
+            .step_token(&self.rules, self.state, token, by_text);
+        self.tables.check()?;
+        Ok(after)
     }
 
     fn after(&mut self, bytes: &[u8]) -> Result<u32, GrammarError> {
@@ -141,7 +166,19 @@ impl Pushdown {
         };
         trie.add_bias(&mut walk, &mut found, &[]);
         self.tables.check()?;
-        let set = vocabulary.set_of(&found);
+        let mut set = vocabulary.set_of(&found);
+        for element in self.tables.tokens_on_top(&self.rules, self.state) {
+            match element {
+                Element::Token(token) => set.set(token, true),
+                Element::NotToken(other) => {
+                    let n_vocab = vocabulary.n_vocab() as u32;
+                    (0..n_vocab)
+                        .filter(|it| *it != other)
+                        .for_each(|it| set.set(it, true));
+                }
+                _ => {}
+            }
+        }
         if self.tables.sets.len() >= KEPT_SETS {
             self.tables.sets.clear();
         }
@@ -220,7 +257,9 @@ impl Tables {
             match rules.elements[at as usize] {
                 Element::End if below == BOTTOM => stacks.push(BOTTOM),
                 Element::End => work.push(self.nodes[below as usize]),
-                Element::Class(_) => stacks.push(self.node(at, below)),
+                Element::Class(_) | Element::Token(_) | Element::NotToken(_) => {
+                    stacks.push(self.node(at, below));
+                }
                 Element::Rule(rule) => {
                     let is_last = rules.elements[at as usize + 1] == Element::End;
                     let below = match is_last {
@@ -239,6 +278,50 @@ impl Tables {
             stacks.clear();
         }
         stacks
+    }
+
+    /// The elements on top of a state's stacks that are tokens; none in the middle of a character.
+    fn tokens_on_top(&self, rules: &Rules, state: u32) -> Vec<Element> {
+        let State { stacks, partial } = &self.states[state as usize];
+        if !rules.has_tokens || partial.missing > 0 {
+            return Vec::new();
+        }
+        let on_top = stacks.iter().filter_map(|&stack| {
+            let element = rules.elements.get(self.nodes[stack as usize].0 as usize)?;
+            matches!(element, Element::Token(_) | Element::NotToken(_)).then_some(*element)
+        });
+        on_top.collect()
+    }
+
+    /// The state behind a token: what it means as a whole, and `by_text`. Where its text ends inside a character, the whole counts.
+    fn step_token(&mut self, rules: &Rules, state: u32, token: u32, by_text: u32) -> u32 {
+        let State { stacks, partial } = &self.states[state as usize];
+        if partial.missing > 0 {
+            return by_text;
+        }
+        let is_meant = |at: u32| match rules.elements.get(at as usize) {
+            Some(Element::Token(it)) => *it == token,
+            Some(Element::NotToken(it)) => *it != token,
+            _ => false,
+        };
+        let on_top = stacks.iter().map(|&stack| self.nodes[stack as usize]);
+        let after: Vec<(u32, u32)> = on_top
+            .filter(|(at, _)| is_meant(*at))
+            .map(|(at, below)| (at + 1, below))
+            .collect();
+        if after.is_empty() {
+            return by_text;
+        }
+        let mut stacks = self.expand(rules, after);
+        if let Some(state) = self.states.get(by_text as usize)
+            && state.partial.missing == 0
+        {
+            stacks.extend(&state.stacks);
+            stacks.sort_unstable();
+            stacks.dedup();
+        }
+        let partial = Partial::default();
+        self.state(State { stacks, partial })
     }
 
     fn step(&mut self, rules: &Rules, state: u32, byte: u8) -> u32 {

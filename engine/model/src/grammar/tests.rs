@@ -119,6 +119,7 @@ fn language(rules: &Rules, longest: usize) -> BTreeSet<String> {
                 for element in rules.elements[start as usize..].iter() {
                     let nexts: Vec<String> = match element {
                         Element::End => break,
+                        Element::Token(_) | Element::NotToken(_) => panic!("no text"),
                         Element::Rule(id) => of[*id as usize].iter().cloned().collect(),
                         Element::Class(class) => ALPHABET
                             .chars()
@@ -164,7 +165,8 @@ fn the_automaton_follows_the_language() {
         "root ::= a | b # both\n\n# nothing\na ::= (\n  \"a\" # one\n  | \"0\"\n)\nb ::= \"b\"\n  | \"1\" |\n \",\"",
     ];
     for text in grammars {
-        let rules = gbnf::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let mut none = |_: TokenName<'_>| Ok(None);
+        let rules = gbnf::parse(text, &mut none).unwrap_or_else(|error| panic!("{text}: {error}"));
         let language = language(&rules, 11);
         assert!(!language.is_empty(), "{text}");
         let mut texts: BTreeSet<String> = BTreeSet::from([String::new()]);
@@ -258,7 +260,19 @@ fn broken_gbnf_is_refused_where_it_is_broken() {
         ("root ::= \"a\"{99999999999999999999}", "too large"),
         ("root ::= \"a\"{9999999}", "more than 200000 elements"),
         ("root ::= *", "found `*`"),
-        ("root ::= <[12]>", "token references"),
+        (
+            "root ::= <[12345678]>",
+            "column 10: the vocabulary has no token `<[12345678]>`",
+        ),
+        (
+            "root ::= <nobody>",
+            "the vocabulary has no token `<nobody>`",
+        ),
+        ("root ::= <[12>", "`]>`"),
+        ("root ::= <[a]>", "a number"),
+        ("root ::= <think", "`>`"),
+        ("root ::= !\"a\"", "a token"),
+        ("root ::= \"a\" | <[5]> x", "`x` is not defined"),
         (
             "root ::= root \"a\" | \"b\"",
             "rule `root` begins with itself",
@@ -500,8 +514,75 @@ fn a_liking_for_blanks_does_not_keep_json_from_its_end() {
 }
 
 #[test]
+fn schemas_mean_what_llama_cpp_makes_of_them() {
+    let draft_7 = "http://json-schema.org/draft-07/schema#";
+    let tuple = json!({"$schema": draft_7, "items": [{"type": "integer"}, {"const": "x"}]});
+    let open_tuple = json!({"items": [{"type": "integer"}], "additionalItems": {"type": "null"}});
+    for (of, fits, text) in [
+        (json!({}), true, "{\"a\":1}"),
+        (json!({"title": "nothing said"}), false, "5"),
+        (json!({"items": {"type": "integer"}}), true, "[1,2]"),
+        (json!({"items": {"type": "integer"}}), false, "{}"),
+        (json!({"items": {"type": "integer"}}), false, "7"),
+        (
+            json!({"properties": {"a": {"items": {}}}, "required": ["a"]}),
+            true,
+            "{\"a\":[5]}",
+        ),
+        (
+            json!({"properties": {"a": {"items": {}}}, "required": ["a"]}),
+            false,
+            "{\"a\":5}",
+        ),
+        (
+            json!({"properties": {"a": {}}, "required": ["a"]}),
+            true,
+            "{\"a\":5}",
+        ),
+        (tuple.clone(), true, "[1,\"x\"]"),
+        (tuple.clone(), false, "[1]"),
+        (tuple, false, "[1,\"x\",2]"),
+        (open_tuple.clone(), true, "[1,null,null]"),
+        (open_tuple, false, "[1,2]"),
+        (json!({"pattern": "^a\\u0020\\u0062$"}), true, "\"a b\""),
+        (json!({"pattern": "^a\\u0020\\u0062$"}), false, "\"a c\""),
+        (
+            json!({"type": "string", "pattern": "^[\\u0041-\\u0043]+$"}),
+            true,
+            "\"ABC\"",
+        ),
+        (
+            json!({"type": "string", "pattern": "^\\d{2}\\/\\d{2}$"}),
+            true,
+            "\"12/34\"",
+        ),
+        (
+            json!({"type": "string", "format": "nobody-knows", "x-mine": {"not": 1}}),
+            true,
+            "\"z\"",
+        ),
+        (
+            json!({"$schema": "https://example.com/schema", "type": "integer"}),
+            true,
+            "3",
+        ),
+    ] {
+        let found = matches(&schema(&of), text).unwrap_or_else(|e| panic!("{e}: {of}"));
+        assert_eq!(found, fits, "{of}: {text}");
+    }
+}
+
+#[test]
 fn broken_schemas_and_lark_are_refused() {
     for (broken, expected) in [
+        (
+            json!({"type": "array", "uniqueItems": true}),
+            "`uniqueItems` at `#`",
+        ),
+        (
+            json!({"properties": {"a": {"if": {"const": 1}, "then": {}}}}),
+            "`if` at `#/properties/a`",
+        ),
         (json!(123), "a schema is an object"),
         (json!({"type": "hiccup"}), "hiccup"),
         (json!({"$ref": "https://example.com/x.json"}), "ref"),
@@ -581,6 +662,85 @@ fn both_ways_of_judging_a_token_agree() {
             }
         }
     }
+}
+
+#[test]
+fn grammars_name_tokens() {
+    let vocabulary = vocabulary();
+    let of = |bytes: &[u8]| vocabulary.trie().token_id(bytes).unwrap();
+    let (a, b) = (of(b"a"), of(b"b"));
+    let end = vocabulary.eog()[0];
+    let end_text = String::from_utf8_lossy(&vocabulary.text(end)[1..]).into_owned();
+    let allows = |text: &str, answer: &[u32], token: u32| {
+        let grammar = gbnf(text);
+        check(&grammar, || Ok(Arc::clone(&vocabulary))).unwrap();
+        let mut constraint = Constraint::new(&grammar, &vocabulary, answer).unwrap();
+        let one = constraint.allows(token).unwrap();
+        let all = constraint.allowed().unwrap().contains(token);
+        assert_eq!(one, all, "{text} {answer:?} {token}");
+        one
+    };
+    let number = format!("root ::= <[{a}]> \"b\" | \"c\" !<[{a}]> .");
+    assert!(allows(&number, &[], a) && !allows(&number, &[], b));
+    assert!(allows(&number, &[a], b) && !allows(&number, &[a], a));
+    assert!(allows(&number, &[a, b], end) && !allows(&number, &[a], end));
+    let c = of(b"c");
+    assert!(allows(&number, &[c], b) && !allows(&number, &[c], a));
+    // The same token by its text and as a whole, and repeated.
+    let both = format!("root ::= (<[{a}]> | \"ab\")+");
+    assert!(allows(&both, &[a], a) && allows(&both, &[a], b) && allows(&both, &[a, b], a));
+    assert!(allows(&both, &[a], end) && !allows(&both, &[a, b], b));
+    // Control tokens have no text that a literal could have.
+    if end_text.starts_with('<') && end_text.ends_with('>') {
+        let found = vocabulary.find(TokenName::Text(&end_text));
+        assert_eq!(found, Some(end));
+    }
+    let mut constraint =
+        Constraint::new(&gbnf(&format!("root ::= <[{b}]> \"a\"")), &vocabulary, &[]).unwrap();
+    assert_eq!(constraint.forced(), Ok(Some(b)));
+    constraint.accept(b).unwrap();
+    assert_eq!(constraint.forced(), Ok(Some(a)));
+    constraint.accept(a).unwrap();
+    assert_eq!(constraint.forced(), Ok(None));
+}
+
+#[test]
+fn a_forced_token_is_the_only_one_allowed() {
+    let vocabulary = vocabulary();
+    let person = json!({
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 5}, "quite": {"const": "fixed"}, "n": {"type": "integer", "maximum": 99}},
+        "required": ["name", "quite", "n"], "additionalProperties": false,
+    });
+    let (mut n_forced, mut n_tokens) = (0, 0);
+    for grammar in [
+        schema(&person),
+        gbnf("root ::= \"one \" [a-c]+ (\" two\" | \" three\") \"\\n\""),
+        lark("start: \"<go>\" /[0-9]{2}/ \"!\""),
+    ] {
+        for seed in 0..4 {
+            let mut constraint = Constraint::new(&grammar, &vocabulary, &[]).unwrap();
+            for position in 0..200 {
+                let forced = constraint.forced().unwrap();
+                let choices: Vec<u32> = constraint.allowed().unwrap().tokens().collect();
+                let may_end = choices.iter().any(|&token| vocabulary.is_eog(token));
+                if may_end {
+                    assert_eq!(forced, None);
+                    break;
+                }
+                assert_eq!(forced.is_some(), choices.len() == 1, "{choices:?}");
+                assert!(forced.is_none_or(|token| choices == [token]));
+                let token = choices[(uniform(seed, position) * choices.len() as f64) as usize];
+                constraint.accept(token).unwrap();
+                n_forced += usize::from(forced.is_some());
+                n_tokens += 1;
+            }
+        }
+    }
+    assert!(
+        n_forced > 0 && n_forced < n_tokens,
+        "{n_forced} of {n_tokens}"
+    );
 }
 
 #[test]

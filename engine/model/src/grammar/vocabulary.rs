@@ -7,6 +7,7 @@ use llguidance::api::ParserLimits;
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 use super::GrammarError;
+use super::gbnf::TokenName;
 use crate::sampler::TokenSet;
 use crate::tokenizer::Tokenizer;
 
@@ -21,7 +22,12 @@ pub struct Vocabulary {
     /// Tokens that add the same as another one, which is in the trie for both: (the other one, token).
     twins: Vec<(u32, u32)>,
     n_vocab: usize,
+    /// Tokens of single bytes, most of which a grammar that leaves a choice allows two of.
+    probes: Vec<u32>,
 }
+
+/// Bytes of which two may follow wherever texts, numbers or lists go on.
+const PROBED: &[u8] = b" a\"0,-1}]tn\n";
 
 impl Vocabulary {
     /// Builds the trie: about 0.1 s for 128,256 tokens.
@@ -61,7 +67,13 @@ impl Vocabulary {
             verbose_errors: false,
             ..ParserLimits::default()
         };
+        let trie = env.tok_trie();
+        let probes = PROBED
+            .iter()
+            .filter_map(|&byte| trie.token_id_at_bytes(&[byte]));
+        let probes = probes.collect();
         Ok(Vocabulary {
+            probes,
             n_vocab: env.tok_trie().vocab_size(),
             env,
             factory,
@@ -85,6 +97,23 @@ impl Vocabulary {
 
     pub(super) fn eog(&self) -> &[u32] {
         &self.eog
+    }
+
+    pub(super) fn probes(&self) -> &[u32] {
+        &self.probes
+    }
+
+    /// The token that a grammar names.
+    pub(super) fn find(&self, name: TokenName<'_>) -> Option<u32> {
+        match name {
+            TokenName::Number(number) => Some(number).filter(|it| (*it as usize) < self.n_vocab),
+            TokenName::Text(text) => {
+                let marked = [&[TokTrie::SPECIAL_TOKEN_MARKER], text.as_bytes()].concat();
+                let trie = self.trie();
+                let control = trie.token_id_at_bytes(&marked);
+                control.or_else(|| trie.token_id_at_bytes(text.as_bytes()))
+            }
+        }
     }
 
     pub(super) fn is_eog(&self, token: u32) -> bool {

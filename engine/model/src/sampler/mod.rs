@@ -214,6 +214,37 @@ impl Sampler {
         Ok(Some(self.take(sampled)))
     }
 
+    /// The token that the grammar leaves no choice about, where drawing it would tell nothing more: then its logits are not
+    /// needed, nor any others.
+    pub fn forced(&mut self) -> Option<u32> {
+        let params = &self.params;
+        let tells_more =
+            params.n_probs > 0 || self.has_mirostat() || adaptive::is_asked_for(params);
+        let constraint = self.constraint.as_mut().filter(|_| !tells_more)?;
+        // An error comes again when the token is drawn.
+        let token = constraint.forced().ok()??;
+        let bias = params.logit_bias.iter();
+        let is_excluded = bias
+            .clone()
+            .any(|&(it, bias)| it == token && bias <= f32::MIN);
+        (!is_excluded).then_some(token)
+    }
+
+    /// Goes on by a token that was [forced](Sampler::forced).
+    ///
+    /// # Errors
+    /// When the grammar is too much work.
+    pub fn take_forced(&mut self, token: u32) -> Result<Sampled, SampleError> {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token)?;
+        }
+        Ok(Sampled {
+            token,
+            probs: None,
+            mirostat_mu: None,
+        })
+    }
+
     /// What [`Sampler::draw_allowed`] needs: of these tokens, no more logits than this.
     ///
     /// # Errors

@@ -136,6 +136,96 @@ fn mirostat_keeps_to_numbers() {
     }
 }
 
+fn adaptive(target: f32) -> SamplingParams {
+    SamplingParams {
+        adaptive_target: target,
+        samplers: vec![TopK, SamplerKind::AdaptiveP],
+        top_k: 20,
+        seed: 5,
+        ..plain()
+    }
+}
+
+/// Tokens, and how likely each was before adaptive sampling changed that.
+fn draw_adaptively(params: &SamplingParams, n: usize) -> (Vec<u32>, Vec<Option<MirostatMu>>, f64) {
+    let mut sampler = Sampler::new(params.clone(), Vec::new());
+    let (mut history, mut carried, mut sum) = (Vec::new(), Vec::new(), 0.0);
+    for position in 0..n {
+        let mut logits = logits_at(position);
+        let mut best = logits.clone();
+        best.sort_by(|a, b| b.total_cmp(a));
+        let all: f64 = best[..20].iter().map(|&it| f64::from(it).exp()).sum();
+        let sampled = sampler.sample(&mut logits, &history).unwrap();
+        sum += f64::from(logits_at(position)[sampled.token as usize]).exp() / all;
+        history.push(sampled.token);
+        carried.push(sampled.mirostat_mu);
+    }
+    (history, carried, sum / n as f64)
+}
+
+#[test]
+fn adaptive_sampling_comes_to_its_target() {
+    let mean = |target: f32| draw_adaptively(&adaptive(target), 400).2;
+    let (low, high) = (mean(0.05), mean(0.3));
+    assert!(low < 0.15 && high > low + 0.05, "{low} {high}");
+    // Only where the chain names it, and the target is not negative.
+    let unnamed = SamplingParams {
+        samplers: vec![TopK],
+        ..adaptive(0.05)
+    };
+    let expected = draw_adaptively(&unnamed, 50);
+    assert!(expected.1.iter().all(Option::is_none));
+    assert_eq!(draw_adaptively(&adaptive(-1.0), 50).0, expected.0);
+    assert_ne!(draw_adaptively(&adaptive(0.05), 50).0, expected.0);
+}
+
+#[test]
+fn adaptive_sampling_equals_its_formula() {
+    // Three tokens with 0.7, 0.2 and 0.1, a target of 0.2: peak at the second.
+    let logits: Vec<f32> = [0.7f32, 0.2, 0.1].iter().map(|p| p.ln()).collect();
+    let params = SamplingParams {
+        n_probs: 3,
+        post_sampling_probs: true,
+        ..adaptive(0.2)
+    };
+    let sampled = Sampler::new(params, Vec::new()).sample(&mut logits.clone(), &[]);
+    let sampled = sampled.unwrap();
+    let logit = |p: f64| {
+        let d = ((p - 0.2) / 0.3).abs();
+        5.0 - 10.0 * d * d / (1.0 + d)
+    };
+    let weights = [0.7, 0.2, 0.1].map(|p| f64::exp(logit(p)));
+    let all: f64 = weights.iter().sum();
+    for (token, logprob) in sampled.probs.unwrap().top {
+        let expected = weights[token as usize] / all;
+        assert!(
+            (f64::from(logprob).exp() - expected).abs() < 1e-4,
+            "{token}"
+        );
+    }
+    let prob = [0.7, 0.2, 0.1][sampled.token as usize];
+    let sum = f32::from_bits(sampled.mirostat_mu.unwrap().0);
+    assert!((f64::from(sum) - (prob + 0.9 * 2.0)).abs() < 1e-4, "{sum}");
+}
+
+#[test]
+fn adaptive_sampling_goes_on_from_what_is_carried() {
+    let params = adaptive(0.1);
+    let (history, carried, _) = draw_adaptively(&params, 40);
+    for cut in [1, 20] {
+        let state = Carried {
+            mirostat_mu: carried[cut - 1],
+            ..Carried::default()
+        };
+        let mut rest = Sampler::new(params.clone(), Vec::new()).resume(&state);
+        for position in cut..40 {
+            let before = &history[..position];
+            let sampled = rest.sample(&mut logits_at(position), before).unwrap();
+            assert_eq!(sampled.token, history[position], "cut at {cut}");
+        }
+    }
+}
+
 #[test]
 fn xtc_acts_as_often_as_asked() {
     let logits = [2.0, 1.9, 1.8, -5.0, -5.0];
