@@ -1,6 +1,14 @@
 //! Engines that are killed, stopped or gone bad while clients wait: nobody may notice more than a pause.
 
 mod common;
+#[path = "faults/ends.rs"]
+mod ends;
+#[path = "faults/files.rs"]
+mod files;
+#[path = "faults/floods.rs"]
+mod floods;
+#[path = "faults/kills.rs"]
+mod kills;
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -14,6 +22,16 @@ use serde_json::{Value, json};
 
 /// Long enough to be killed in the middle of.
 const N_PREDICT: usize = 800;
+
+/// How often something is done: `variable` if it is set, for a run that takes longer.
+fn count(variable: &str, usual: usize) -> usize {
+    match std::env::var(variable) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable} is no number: {text}")),
+        Err(_) => usual,
+    }
+}
 
 fn story(seed: u64) -> Value {
     json!({"prompt": "Once upon a time", "seed": seed, "n_predict": N_PREDICT, "ignore_eos": true})

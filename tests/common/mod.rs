@@ -65,13 +65,21 @@ impl Server {
     /// Started, socket bound, model perhaps not loaded yet.
     pub fn start(args: &[&str]) -> Server {
         let dir = tempfile::tempdir().unwrap();
-        let mut child = program(dir.path())
+        let mut command = program(dir.path());
+        command
             .args(["--host", "127.0.0.1", "--port", "0"])
-            .args(args)
+            .args(args);
+        Server::launch(command, dir, |_| {})
+    }
+
+    /// A command that becomes a server on a port of this machine; `born` is told its process id at once.
+    pub fn launch(mut command: Command, dir: TempDir, born: impl FnOnce(Pid)) -> Server {
+        let mut child = command
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        born(Pid::from_raw(child.id() as i32));
         let log = follow(child.stderr.take().unwrap());
         let mut server = Server {
             child,

@@ -1,0 +1,156 @@
+//! Engines killed again and again under four clients.
+//!
+//! `BITNET_FAULT_KILLS` says how many times; 100 take a quarter of a minute with the release binary.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
+
+use super::count;
+use crate::common::{LONG, Server, wait_for};
+
+const KILLS: usize = 25;
+const CLIENTS: u64 = 4;
+/// Different requests of each client, in turns.
+const KINDS: u64 = 3;
+const N_PREDICT: usize = 400;
+
+/// Streams and whole answers, texts and chats, sampled and greedy.
+fn request(client: u64, kind: u64) -> (&'static str, Value) {
+    let seed = 100 * client + kind;
+    let common = json!({
+        "seed": seed, "n_predict": N_PREDICT, "ignore_eos": true, "return_tokens": true,
+        "stream": client % 2 == 1, "temperature": if kind == 2 { 0.0 } else { 0.8 },
+    });
+    let mut body = common;
+    match kind {
+        1 => {
+            body["messages"] =
+                json!([{"role": "user", "content": format!("Tell me story {seed}")}]);
+            ("/v1/chat/completions", body)
+        }
+        _ => {
+            body["prompt"] = json!(format!("Once upon a time number {seed}"));
+            ("/completion", body)
+        }
+    }
+}
+
+/// The text of an answer; `seen` counts the frames as they come.
+fn ask(server: &Server, client: u64, kind: u64, seen: &AtomicUsize) -> String {
+    let (path, body) = request(client, kind);
+    let text = |value: &Value| {
+        let choice = &value["choices"][0];
+        let texts = [
+            &value["content"],
+            &choice["delta"]["content"],
+            &choice["message"]["content"],
+        ];
+        texts
+            .iter()
+            .find_map(|text| text.as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    if body["stream"] == json!(false) {
+        let reply = server.post(path, &body);
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        return text(&reply.json());
+    }
+    let mut whole = String::new();
+    let mut ended = false;
+    for data in server.stream(path, &body) {
+        seen.fetch_add(1, Ordering::Relaxed);
+        if data == "[DONE]" {
+            break;
+        }
+        let frame: Value = serde_json::from_str(&data).unwrap();
+        assert!(frame["error"].is_null(), "{frame}");
+        whole += &text(&frame);
+        ended |= frame["stop"] == json!(true) || !frame["choices"][0]["finish_reason"].is_null();
+    }
+    assert!(ended, "a stream without its last frame");
+    whole
+}
+
+fn files_and_threads(server: &Server) -> (usize, usize) {
+    let entries = |what: &str| {
+        let folder = format!("/proc/{}/{what}", server.pid());
+        fs::read_dir(folder).unwrap().count()
+    };
+    (entries("fd"), entries("task"))
+}
+
+#[test]
+fn nobody_notices_engines_that_are_killed() {
+    let kills = count("BITNET_FAULT_KILLS", KILLS);
+    let server = Server::ready(&["--threads", "1", "--parallel", "4", "--ctx-size", "4096"]);
+    let nobody = AtomicUsize::new(0);
+    let wanted: Vec<Vec<String>> = (0..CLIENTS)
+        .map(|client| {
+            (0..KINDS)
+                .map(|kind| ask(&server, client, kind, &nobody))
+                .collect()
+        })
+        .collect();
+    let before = files_and_threads(&server);
+    let (seen, over, answered) = (
+        AtomicUsize::new(0),
+        AtomicBool::new(false),
+        AtomicUsize::new(0),
+    );
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (server, wanted) = (&server, &wanted[client as usize]);
+            let (seen, over, answered) = (&seen, &over, &answered);
+            scope.spawn(move || {
+                let mut turn = client;
+                while !over.load(Ordering::Relaxed) {
+                    let kind = turn % KINDS;
+                    assert_eq!(ask(server, client, kind, seen), wanted[kind as usize]);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                    turn += 1;
+                }
+            });
+        }
+        for n in 0..kills {
+            // Each engine gets to say something first, and dies at another place.
+            let told = seen.load(Ordering::Relaxed);
+            wait_for("a token", || {
+                (seen.load(Ordering::Relaxed) > told).then_some(())
+            });
+            thread::sleep(Duration::from_millis(n as u64 * 7 % 23));
+            server.kill_engine();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(began.elapsed() < LONG);
+    assert_eq!(server.engines().len(), kills + 1);
+    let answered = answered.load(Ordering::Relaxed);
+    assert!(answered >= CLIENTS as usize);
+    eprintln!(
+        "{kills} kills in {:.1} s: {answered} requests answered, all as undisturbed",
+        began.elapsed().as_secs_f64()
+    );
+    let after = wait_for("the ends of connections and threads", || {
+        let now = files_and_threads(&server);
+        (now.0 <= before.0 + 2 && now.1 <= before.1 + 2).then_some(now)
+    });
+    assert!(after.0 > 0);
+}
+
+#[test]
+fn an_idle_engine_that_stands_still_is_replaced_when_it_is_needed() {
+    let server = Server::ready(&["--threads", "1", "--parallel", "1", "--hang-timeout", "3"]);
+    let body = json!({"prompt": "Once", "seed": 1, "n_predict": 30});
+    let wanted = server.complete(&body);
+    kill(server.engine(), Signal::SIGSTOP).unwrap();
+    assert_eq!(server.get("/health").status, 200);
+    assert_eq!(server.complete(&body), wanted);
+    assert_eq!(server.engines().len(), 2);
+}
