@@ -101,7 +101,18 @@ pub(crate) enum Task {
     ChatServer(ServeArgs),
     /// The process that runs the model; started by the server
     #[command(hide = true)]
-    Engine,
+    Engine(EngineArgs),
+}
+
+/// What the server tells an engine of its confinement; all else comes in frames.
+#[derive(Debug, Args)]
+pub(crate) struct EngineArgs {
+    /// Give nothing up
+    #[arg(long)]
+    pub unconfined: bool,
+    /// Folder of saved slots
+    #[arg(long)]
+    pub slot_folder: Option<PathBuf>,
 }
 
 /// Flags of `serve`.

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::cli::DoctorArgs;
 use crate::host::{CpuSet, Host, Root};
 use crate::plan::{Choice, Plan, Warning, head_name, mb, weights_name};
+use crate::sandbox::{self, Confined};
 use crate::settings::{Dialect, Settings, environment};
 use crate::startup::{self, Prepared};
 
@@ -36,7 +37,8 @@ pub(crate) fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         None => Host::detect_by(&root),
     };
     let mut report = Report::new(settings, host, &root);
-    if args.host_root.is_none() {
+    report.is_here = args.host_root.is_none();
+    if report.is_here {
         report
             .warnings
             .extend(warnings::of_this_process(&environment));
@@ -58,6 +60,8 @@ struct Report {
     host: Host,
     outcome: anyhow::Result<Prepared>,
     warnings: Vec<Warning>,
+    /// It is about the machine that it is made on.
+    is_here: bool,
 }
 
 impl Report {
@@ -73,6 +77,7 @@ impl Report {
             host,
             outcome,
             warnings,
+            is_here: false,
         }
     }
 
@@ -80,6 +85,11 @@ impl Report {
         section(out, "Machine", &machine_rows(&self.host))?;
         section(out, "Limits", &limit_rows(&self.host))?;
         section(out, "Kernels", &[("available", list(&self.host.kernels))])?;
+        section(
+            out,
+            "Engine process",
+            &confinement_rows(&self.confinement()),
+        )?;
         match &self.outcome {
             Ok(prepared) => {
                 section(out, "Model", &model_rows(prepared, &self.settings))?;
@@ -105,6 +115,11 @@ impl Report {
         Ok(())
     }
 
+    /// Tried out on this machine; of another one nothing is known.
+    fn confinement(&self) -> Option<Confined> {
+        (self.is_here && self.settings.sandbox.value).then(sandbox::tried)
+    }
+
     fn json(&self) -> Value {
         let warnings: Vec<Value> = self
             .warnings
@@ -126,6 +141,7 @@ impl Report {
             "version": crate::VERSION,
             "host": host_json(&self.host),
             "kernels": self.host.kernels.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "engine_process": confinement_json(self.confinement()),
             "model": model,
             "plan": plan,
             "error": error,
@@ -327,6 +343,32 @@ fn limit_rows(host: &Host) -> Vec<Row> {
             ),
         ),
     ]
+}
+
+fn confinement_rows(confined: &Option<Confined>) -> Vec<Row> {
+    let Some(Confined { files, calls }) = confined else {
+        return vec![("confined", "no".to_owned())];
+    };
+    let calls = match calls {
+        Ok(()) => "filtered by seccomp: no sockets, programs or processes".to_owned(),
+        Err(why) => format!("not filtered: {why}"),
+    };
+    let files = match files {
+        Ok(version) => {
+            format!("by Landlock, version {version}: the model to read, saved slots to write")
+        }
+        Err(why) => format!("not restricted: {why}"),
+    };
+    vec![("system calls", calls), ("files", files)]
+}
+
+fn confinement_json(confined: Option<Confined>) -> Value {
+    match confined {
+        None => json!({"seccomp": false, "landlock": null}),
+        Some(confined) => json!({
+            "seccomp": confined.calls.is_ok(), "landlock": confined.files.as_ref().ok(),
+        }),
+    }
 }
 
 fn model_rows(prepared: &Prepared, settings: &Settings) -> Vec<Row> {

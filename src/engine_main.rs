@@ -8,14 +8,18 @@ use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Context;
 use bitnet_model::engine::{self, RunError};
+use bitnet_model::protocol::{EngineConfig, ModelSource};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::cli::EngineArgs;
 use crate::demo;
+use crate::sandbox::{self, Policy};
 
 /// Out of memory, the kernel should end the engine, which is replaced, rather than the server.
 const OOM_SCORE_ADJ: &str = "500";
@@ -24,16 +28,38 @@ const OOM_SCORE_ADJ: &str = "500";
 ///
 /// # Errors
 /// When standard input is no socket; when the control socket breaks or the engine panics.
-pub(crate) fn run() -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &EngineArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr();
     let control = control_socket()?;
     tie_to_parent();
     let reader = control.try_clone()?;
-    match engine::run(reader, control, || Some(demo::bytes())) {
+    let demo = || Some(demo::bytes());
+    match engine::run(reader, control, demo, |config| confine(args, config)) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         // The server has been told and tells the user.
         Err(RunError::Load(_)) => Ok(ExitCode::FAILURE),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Model files come from strangers: nothing of one is read before this.
+fn confine(args: &EngineArgs, config: &EngineConfig) {
+    if args.unconfined {
+        tracing::info!("the engine process is not confined, as asked for by `--sandbox off`");
+        return;
+    }
+    let began = Instant::now();
+    let confined = sandbox::confine(Policy {
+        model: match &config.model {
+            ModelSource::File(path) => Some(path),
+            ModelSource::Demo => None,
+        },
+        writable: args.slot_folder.as_deref(),
+    });
+    tracing::debug!("confined in {} us", began.elapsed().as_micros());
+    match confined.is_whole() {
+        true => tracing::info!("engine process confined: {confined}"),
+        false => tracing::warn!("engine process confined in part: {confined}"),
     }
 }
 

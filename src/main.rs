@@ -18,6 +18,7 @@ mod logging;
 mod models;
 mod perplexity;
 mod plan;
+mod sandbox;
 mod serve;
 mod settings;
 mod startup;
@@ -131,7 +132,7 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
             std::io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
-        Some(Task::Engine) => engine_main::run(),
+        Some(Task::Engine(args)) => engine_main::run(&args),
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::Context;
 use bitnet_model::protocol::ModelSource;
 use bitnet_model::tokenizer::Tokenizer;
-use bitnet_server::{ApiKeys, App, Cors, ModelCard, ServerConfig, Tls};
+use bitnet_server::{App, Cors, ModelCard, ServerConfig, Tls};
 use indicatif::ProgressBar;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -63,7 +63,7 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         true => Sockets::bind(&settings, tls.clone())?,
         false => Sockets::take(inherited, tls.clone())?,
     };
-    if settings.api_keys.value.is_empty() && sockets.are_open_to_the_network() {
+    if settings.api_keys.value.0.is_empty() && sockets.are_open_to_the_network() {
         tracing::warn!(
             "open to the network without a key: whoever reaches the port can use the model; set LLAMA_API_KEY or `--api-key-file`"
         );
@@ -322,6 +322,8 @@ fn open(
     };
     let engines = EngineProcesses {
         log_level: settings.log_level.value.map(|level| level.to_string()),
+        unconfined: !settings.sandbox.value,
+        slot_folder: settings.slot_save_path.value.clone(),
     };
     let notices = unstarted
         .start(config, engines)
@@ -430,7 +432,7 @@ fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
         addresses,
         aliases: settings.alias.value.clone(),
         tags: settings.tags.value.clone(),
-        api_keys: ApiKeys(settings.api_keys.value.clone()),
+        api_keys: settings.api_keys.value.clone(),
         public_models: settings.public_models.value,
         max_tokens: settings.n_predict.value,
         max_tokens_cap: settings.max_tokens_cap.value,

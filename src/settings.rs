@@ -18,6 +18,8 @@ use bitnet_model::protocol::{
     WeightsHome,
 };
 
+use bitnet_server::ApiKeys;
+
 use crate::host::CpuSet;
 use asked::Asked;
 
@@ -294,6 +296,8 @@ pub(crate) struct Settings {
     pub tune: Setting<bool>,
     /// Plan anew when limits change.
     pub replan: Setting<bool>,
+    /// Confine the engine process.
+    pub sandbox: Setting<bool>,
     /// Shift a full context.
     pub context_shift: Setting<bool>,
     /// Variables added to every template.
@@ -321,7 +325,7 @@ pub(crate) struct Settings {
     /// Certificate and key files; `None`: plain HTTP.
     pub tls: Option<TlsFiles>,
     /// Keys of which a client must send one; empty: open.
-    pub api_keys: Setting<Vec<String>>,
+    pub api_keys: Setting<ApiKeys>,
     /// Serve `/models` without a key.
     pub public_models: Setting<bool>,
     /// A client that takes no bytes for this long is gone.
@@ -495,12 +499,21 @@ impl SettingsError {
 }
 
 /// What the command line said: text under the names of [`keys::KEYS`], with the flag as typed.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Flags {
     /// (key, value, flag), in order; the last one of a key wins, lists gather.
     pub values: Vec<(&'static str, String, String)>,
     /// One line each about flags without effect.
     pub warnings: Vec<String>,
+}
+
+/// Without the values: some are secrets.
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.values.iter().map(|(_, _, flag)| flag))
+            .finish()
+    }
 }
 
 /// Which program is imitated: decides a few defaults.

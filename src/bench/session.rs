@@ -88,6 +88,7 @@ impl Session {
         let started = Instant::now();
         let mut processes = EngineProcesses {
             log_level: Some(LOG_LEVEL.to_owned()),
+            ..EngineProcesses::default()
         };
         let engine = processes
             .spawn(Box::new(|| {}))

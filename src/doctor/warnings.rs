@@ -246,7 +246,7 @@ pub(super) fn of_settings(settings: &Settings, root: &Root) -> Vec<Warning> {
         ));
     }
     let open = settings.hosts.value.iter().any(|host| is_open(host));
-    if open && settings.api_keys.value.is_empty() {
+    if open && settings.api_keys.value.0.is_empty() {
         warnings.push(Warning::new(
             format!(
                 "open to the network without a key (address from {})",

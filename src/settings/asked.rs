@@ -8,6 +8,8 @@ use bitnet_model::protocol::{
     Grammar, KvType, ModelSource, Overrides, SamplerKind, SamplingParams,
 };
 
+use bitnet_server::ApiKeys;
+
 use super::keys::{self, Key, Shape};
 use super::{
     Affinity, Dialect, Environment, LogFormat, Sampling, Setting, Settings, SettingsError, Source,
@@ -20,7 +22,7 @@ use crate::models::locate::{Found, locate};
 pub(super) const LIST_SEPARATOR: char = '\u{1f}';
 
 /// Text under key names, best source only.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Asked(BTreeMap<&'static str, Setting<String>>);
 
 impl Asked {
@@ -162,6 +164,7 @@ impl Asked {
             mlock: self.or("mlock", false, values::switch)?,
             tune: self.or("tune", false, values::switch)?,
             replan: self.or("replan", false, values::switch)?,
+            sandbox: self.or("sandbox", true, values::sandbox)?,
             context_shift: self.or("context-shift", false, values::switch)?,
             chat_template_kwargs: self.or(
                 "chat-template-kwargs",
@@ -422,7 +425,7 @@ impl Asked {
         })
     }
 
-    fn api_keys(&self) -> Result<Setting<Vec<String>>, SettingsError> {
+    fn api_keys(&self) -> Result<Setting<ApiKeys>, SettingsError> {
         let mut keys = self.or("api-key", Vec::new(), values::api_keys)?;
         if let Some(file) = self.0.get("api-key-file") {
             let text = read_text(file)?;
@@ -441,7 +444,7 @@ impl Asked {
                 });
             }
         }
-        Ok(keys)
+        Ok(keys.map(ApiKeys))
     }
 
     /// The smaller of batch and micro-batch.

@@ -212,6 +212,14 @@ pub(crate) const KEYS: &[Key] = &[
     .default("off: a change is only logged"),
     value(
         MACHINE,
+        "sandbox",
+        "MODE",
+        "auto: the process that runs the model may read its file and compute, as far as the kernel can see to that; off: for debuggers and kernels that get it wrong",
+    )
+    .env(&["BITNET_SANDBOX"])
+    .default("auto"),
+    value(
+        MACHINE,
         "use-case",
         "NAME",
         "high_performance (8 slots, 512-token prompt steps), balanced (4 slots, 128) or memory_efficient (1 slot of 2048 tokens in q8_0, 64)",

@@ -53,6 +53,15 @@ pub(super) fn file(text: &str) -> Read<Option<PathBuf>> {
     Ok(Some(PathBuf::from(text)).filter(|path| !path.as_os_str().is_empty()))
 }
 
+/// As far as the kernel allows, or not at all.
+pub(super) fn sandbox(text: &str) -> Read<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("`auto` or `off`".to_owned()),
+    }
+}
+
 pub(super) fn switch(text: &str) -> Read<bool> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "enabled" | "true" | "1" | "yes" => Ok(true),

@@ -137,6 +137,10 @@ fn advice(signal: i32) -> Option<&'static str> {
 pub(crate) struct EngineProcesses {
     /// Level of their log lines; `None` leaves `RUST_LOG` as it is.
     pub(crate) log_level: Option<String>,
+    /// They keep all rights of the server.
+    pub(crate) unconfined: bool,
+    /// Folder in which they save slots.
+    pub(crate) slot_folder: Option<PathBuf>,
 }
 
 impl Spawn for EngineProcesses {
@@ -149,9 +153,14 @@ impl Spawn for EngineProcesses {
         for name in systemd::VARIABLES.iter().chain(SECRETS) {
             command.env_remove(name);
         }
+        command.arg0("bitnet-launch").arg("engine");
+        if self.unconfined {
+            command.arg("--unconfined");
+        }
+        if let Some(folder) = &self.slot_folder {
+            command.arg("--slot-folder").arg(folder);
+        }
         let mut child = command
-            .arg0("bitnet-launch")
-            .arg("engine")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -452,7 +452,8 @@ fn open(
 }
 
 /// Serves one server process: `start` is answered by `ready` or `failed`, then submissions by their events, until end of
-/// file. `demo` gives the embedded model.
+/// file. `demo` gives the embedded model; `confine` is called on the calling thread once it is known what is to be loaded,
+/// before anything of it is read and before other threads are started.
 ///
 /// # Errors
 /// [`RunError`]; a load error has been sent as `failed` before.
@@ -460,12 +461,14 @@ pub fn run(
     mut reader: impl Read + Send + 'static,
     writer: impl Write + Send + 'static,
     demo: fn() -> Option<SharedBytes>,
+    confine: impl FnOnce(&EngineConfig),
 ) -> Result<(), RunError> {
     let config = match read_frame(&mut reader)? {
         None => return Ok(()),
         Some(ToEngine::Start(config)) => *config,
         Some(_) => return Err(RunError::NoStart),
     };
+    confine(&config);
     let (commands, inbox) = mpsc::sync_channel(CHANNEL_FRAMES);
     let (events, outbox) = mpsc::sync_channel(CHANNEL_FRAMES);
     let (ends, end) = mpsc::channel();

@@ -26,7 +26,7 @@ impl Process {
             .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
         let reader = other.try_clone().unwrap();
-        let thread = thread::spawn(move || engine::run(reader, other, || None));
+        let thread = thread::spawn(move || engine::run(reader, other, || None, |_| {}));
         let mut process = Process { socket, thread };
         process.send(first);
         process
@@ -112,7 +112,7 @@ fn end_of_file_ends_it_in_the_middle_of_work() {
 fn end_of_file_before_the_start_is_a_quiet_end() {
     let (socket, other) = UnixStream::pair().unwrap();
     drop(socket);
-    engine::run(other.try_clone().unwrap(), other, || None).unwrap();
+    engine::run(other.try_clone().unwrap(), other, || None, |_| {}).unwrap();
 }
 
 #[test]

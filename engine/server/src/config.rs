@@ -132,7 +132,7 @@ impl Default for ServerConfig {
 }
 
 /// Secrets; `Debug` shows how many there are and nothing else.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ApiKeys(pub Vec<String>);
 
 impl fmt::Debug for ApiKeys {
