@@ -291,9 +291,9 @@ pub(crate) struct ConvertArgs {
     #[arg(long, short)]
     pub output: PathBuf,
     /// Packing of the ternary weights: i2_s for this program and bitnet.cpp, tq2_0 or tq1_0 for llama.cpp, tl1 or tl2 for
-    /// bitnet.cpp built with these kernels
-    #[arg(long, default_value = "i2_s", value_parser = names(bitnet_model::convert::OUTTYPES))]
-    pub outtype: String,
+    /// bitnet.cpp built with these kernels [default: i2_s; tl2 or tl1 where rows are no multiple of 128]
+    #[arg(long, value_parser = names(bitnet_model::convert::OUTTYPES))]
+    pub outtype: Option<String>,
     /// Type of embedding and output head, for a Hugging Face directory [default: f16]
     #[arg(long, value_parser = names(bitnet_model::convert::EMBEDDING_TYPES))]
     pub embedding_type: Option<String>,

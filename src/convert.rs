@@ -3,8 +3,6 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -13,17 +11,18 @@ use bitnet_model::convert::packings::I2sLayout;
 use bitnet_model::convert::{EMBEDDING_TYPES, OUTTYPES, Options, Phase, Plan, Summary, Watch};
 use bitnet_model::gguf::{TensorType, grouped};
 use indicatif::{ProgressBar, ProgressStyle};
-use nix::sys::signal::{SigSet, Signal};
 use nix::sys::statvfs::statvfs;
 
 use crate::cli::ConvertArgs;
+use crate::interrupt::Interrupt;
 
 /// Makes the file.
 ///
 /// # Errors
 /// Names the file and the tensor that stand in the way; the target directory is as it was then.
 pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
-    let cancelled = cancelled_by_signals().context("cannot listen to signals")?;
+    let interrupt = Interrupt::watch().context("cannot listen to signals")?;
+    interrupt.patient(true);
     let options = options(args)?;
     let plan = Plan::of(&args.source, &options)
         .with_context(|| format!("cannot convert `{}`", args.source.display()))?;
@@ -41,7 +40,7 @@ pub(crate) fn run(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     };
     let mut watch = Watch {
         progress: &mut show,
-        cancelled: &cancelled,
+        cancelled: &|| interrupt.asked(),
     };
     let start = Instant::now();
     let written = plan.write(&args.output, &mut watch);
@@ -63,7 +62,10 @@ fn options(args: &ConvertArgs) -> anyhow::Result<Options> {
     let tiles = args.lookup_tiles.iter().map(|text| text.parse::<Tiles>());
     let tiles = tiles.collect::<Result<_, _>>();
     Ok(Options {
-        outtype: by_name(OUTTYPES, &args.outtype).context("no such type")?,
+        outtype: args
+            .outtype
+            .as_deref()
+            .and_then(|name| by_name(OUTTYPES, name)),
         embedding_type: args
             .embedding_type
             .as_deref()
@@ -82,24 +84,6 @@ fn options(args: &ConvertArgs) -> anyhow::Result<Options> {
 fn style() -> ProgressStyle {
     let template = "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left {msg}";
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
-/// Set once somebody presses Ctrl-C or asks this process to end. A file size limit becomes an error of the write.
-///
-/// Signals stay blocked in every thread, so that nothing but the waiting thread sees them, and the half file is removed.
-fn cancelled_by_signals() -> nix::Result<Arc<AtomicBool>> {
-    let ending = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    let mut blocked = ending;
-    blocked.add(Signal::SIGXFSZ);
-    blocked.thread_block()?;
-    let cancelled = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&cancelled);
-    std::thread::spawn(move || {
-        if ending.wait().is_ok() {
-            flag.store(true, Ordering::Relaxed);
-        }
-    });
-    Ok(cancelled)
 }
 
 fn check_space(output: &Path, needed: u64) -> anyhow::Result<()> {
@@ -130,7 +114,7 @@ fn report(args: &ConvertArgs, plan: &Plan, done: &Summary, seconds: f64) -> anyh
         grouped(done.bytes),
         plan.n_tensors(),
         plan.n_ternary(),
-        args.outtype,
+        plan.outtype,
     )?;
     writeln!(
         out,

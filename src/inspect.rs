@@ -192,7 +192,7 @@ fn report(out: &mut dyn Write, seen: &Inspection, all: bool) -> io::Result<()> {
     if let Some(verified) = &seen.verified {
         writeln!(out, "\nverified: all codes, scales and sizes")?;
         writeln!(out, "  sha256 {}", verified.sha256)?;
-        if let Some(name) = verified.published {
+        if let Some(name) = &verified.published {
             writeln!(out, "  this is {name}")?;
         }
         if let Some(weights) = &verified.weights_sha256 {

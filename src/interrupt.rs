@@ -1,7 +1,8 @@
-//! Ctrl-C and SIGTERM as something that can be asked about, for commands that have to tidy up before they end.
+//! Ctrl-C, SIGTERM and a terminal that closes as something that can be asked about, for commands that have to tidy up before
+//! they end.
 //!
-//! The signals are blocked in every thread and taken by one thread that waits for them. Child processes inherit the mask:
-//! they call [`unblock`] first.
+//! The signals are blocked in every thread and taken by one thread that waits for them. SIGXFSZ is blocked with them: a limit
+//! on the size of files then is an error of the write. Child processes inherit the mask: they call [`unblock`] first.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -15,13 +16,20 @@ const NAP: Duration = Duration::from_millis(20);
 /// Gives the signals back to the calling thread and those it starts from now on: for a command that goes on to do something
 /// else, and for a child process.
 pub(crate) fn unblock() {
-    let _ = watched().thread_unblock();
+    let _ = blocked().thread_unblock();
 }
 
 fn watched() -> SigSet {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGHUP);
+    signals
+}
+
+fn blocked() -> SigSet {
+    let mut signals = watched();
+    signals.add(Signal::SIGXFSZ);
     signals
 }
 
@@ -30,22 +38,25 @@ fn watched() -> SigSet {
 pub(crate) struct Interrupt {
     times: AtomicUsize,
     held: AtomicBool,
+    patient: AtomicBool,
 }
 
 impl Interrupt {
-    /// Takes SIGINT and SIGTERM from now on; to be called before other threads start. The second signal ends the process
-    /// unless [`Interrupt::take`] was called in between; so does the first while [`Interrupt::hold`] is off.
+    /// Takes the signals from now on; to be called before other threads start. The second signal ends the process
+    /// unless [`Interrupt::take`] was called in between or [`Interrupt::patient`] is on; so does the first while
+    /// [`Interrupt::hold`] is off.
     ///
     /// # Errors
     /// When the system refuses the mask or the thread.
     pub(crate) fn watch() -> std::io::Result<&'static Interrupt> {
         static INTERRUPT: Interrupt = Interrupt::new();
         let signals = watched();
-        signals.thread_block()?;
+        blocked().thread_block()?;
         let wait = move || {
             while let Ok(signal) = signals.wait() {
                 let before = INTERRUPT.times.fetch_add(1, Ordering::Relaxed);
-                if before > 0 || !INTERRUPT.held.load(Ordering::Relaxed) {
+                let is_repeated = before > 0 && !INTERRUPT.patient.load(Ordering::Relaxed);
+                if is_repeated || !INTERRUPT.held.load(Ordering::Relaxed) {
                     std::process::exit(128 + signal as i32);
                 }
             }
@@ -59,7 +70,13 @@ impl Interrupt {
         Interrupt {
             times: AtomicUsize::new(0),
             held: AtomicBool::new(true),
+            patient: AtomicBool::new(false),
         }
+    }
+
+    /// Whether more signals wait, too: for a command that would leave half a file behind if it ended at once.
+    pub(crate) fn patient(&self, on: bool) {
+        self.patient.store(on, Ordering::Relaxed);
     }
 
     /// Whether a signal is to be asked about, or ends the process at once.

@@ -1,6 +1,8 @@
 //! The ternary models this program knows: where they are, how large, what they need. A field that nobody could check is
 //! `None`.
 
+use bitnet_model::inspect::BITNET_2B_4T;
+
 /// A published model.
 #[derive(Debug)]
 pub(crate) struct Model {
@@ -93,10 +95,10 @@ pub(crate) const MODELS: &[Model] = &[
         name: "2b-4t",
         about: "BitNet b1.58 2B-4T, Microsoft's flagship",
         gguf: Some(Gguf {
-            repo: "microsoft/bitnet-b1.58-2B-4T-gguf",
-            file: "ggml-model-i2_s.gguf",
-            size: Some(1_187_801_280),
-            sha256: Some("4221b252fdd5fd25e15847adfeb5ee88886506ba50b8a34548374492884c2162"),
+            repo: BITNET_2B_4T.repo,
+            file: BITNET_2B_4T.file,
+            size: Some(BITNET_2B_4T.bytes),
+            sha256: Some(BITNET_2B_4T.sha256),
         }),
         sources: &[
             "microsoft/bitnet-b1.58-2B-4T",
@@ -152,7 +154,7 @@ pub(crate) const MODELS: &[Model] = &[
             context: 2048,
             tied: true,
         }),
-        note: Some("rows of 8640 are no multiple of 128, which I2_S asks for"),
+        note: Some("converted to TL2: rows of 8640 are no multiple of 128, which I2_S asks for"),
     },
     Model {
         name: "llama3-8b-1.58",

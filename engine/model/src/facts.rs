@@ -18,6 +18,11 @@ use crate::protocol::{Activation, KvType, Overrides, Pooling};
 /// Columns of an I2_S matrix come in blocks of this many weights.
 pub const TERNARY_BLOCK: usize = 128;
 
+/// Columns that a ternary matrix of `cols` has in memory: whole blocks, the last filled up with zeros.
+pub fn padded_cols(cols: usize) -> usize {
+    cols.next_multiple_of(TERNARY_BLOCK)
+}
+
 /// Types a ternary matrix may have in the file; all become I2_S when loaded.
 pub const TERNARY_TYPES: &[TensorType] = &[
     TensorType::I2S,
@@ -97,7 +102,7 @@ impl Architecture {
     }
 
     /// The norms each layer has, those of [`Linear::norm_in_name`] not counted.
-    fn norms(self) -> &'static [Norm] {
+    pub(crate) fn norms(self) -> &'static [Norm] {
         match self {
             Architecture::Llama => &[Norm::Attn, Norm::Ffn],
             Architecture::Qwen3 => &[Norm::Attn, Norm::QHead, Norm::KHead, Norm::Ffn],
@@ -297,7 +302,7 @@ pub struct ModelFacts {
     pub n_params: u64,
     /// Length of the file.
     pub file_bytes: u64,
-    /// Ternary matrices at 2 bits per weight: read once per token.
+    /// Ternary matrices at 2 bits per weight, rows filled up to whole blocks: read once per token.
     pub weight_bytes: u64,
     /// Output head as stored: read once per token; the same bytes as the embedding when tied.
     pub head_bytes: u64,
@@ -344,6 +349,8 @@ pub enum FactsError {
         found: Vec<u64>,
         expected: Vec<u64>,
     },
+    #[error("tensor `{name}` (I2_S) has {} weights, expected a multiple of {TERNARY_BLOCK}", grouped(*found))]
+    Blocks { name: String, found: u64 },
     #[error("tensor `{name}` is {found}, expected {}", list(expected))]
     Type {
         name: String,
@@ -365,13 +372,6 @@ impl FactsError {
             FactsError::StrayTensor { .. } => Some(
                 "leaving out a step of the graph would give wrong text, so the model is refused",
             ),
-            FactsError::KeyValue { key, .. }
-                if key.contains("embedding_length") || key.contains("feed_forward_length") =>
-            {
-                Some(
-                    "matrices with such rows cannot be packed as I2_S; bitnet.cpp's README lists this size as not supported by I2_S, too",
-                )
-            }
             _ => None,
         }
     }
@@ -462,7 +462,8 @@ impl ModelFacts {
     pub fn ternary_bytes(&self, packing: Packing) -> u64 {
         let bytes = |linear| {
             let (rows, cols) = self.linear_shape(linear);
-            packing.matrix_bytes(rows, cols).unwrap_or(usize::MAX) as u64
+            let bytes = packing.matrix_bytes(rows, padded_cols(cols));
+            bytes.unwrap_or(usize::MAX) as u64
         };
         let layer = Linear::ALL
             .map(bytes)
@@ -512,28 +513,10 @@ impl ModelFacts {
             "key/value heads",
         )?;
         divides(
-            "embedding_length",
-            self.n_embd,
-            TERNARY_BLOCK,
-            "a block of I2_S",
-        )?;
-        divides(
-            "feed_forward_length",
-            self.n_ff,
-            TERNARY_BLOCK,
-            "a block of I2_S",
-        )?;
-        divides(
             "rope.dimension_count",
             self.rope.dims,
             2,
             "RoPE turns pairs",
-        )?;
-        divides(
-            "attention.key_length",
-            self.n_head * self.head_dim,
-            TERNARY_BLOCK,
-            "a block of I2_S",
         )?;
         let equals = |key: &str, found: usize, expected: usize, of: &str| {
             if found == expected {
@@ -632,11 +615,15 @@ impl ModelFacts {
             let (rows, cols) = self.linear_shape(linear);
             let name = linear.weight_name(layer);
             let info = check(gguf, &name, &[cols as u64, rows as u64], TERNARY_TYPES)?;
+            let found = info.elements();
+            if info.ty == TensorType::I2S && !found.is_multiple_of(TERNARY_BLOCK as u64) {
+                return Err(FactsError::Blocks { name, found });
+            }
             if layer == 0 && linear == Linear::Q {
                 self.ternary_type = info.ty;
             }
             self.n_params += info.elements();
-            self.weight_bytes += info.elements() / 4;
+            self.weight_bytes += (rows * padded_cols(cols) / 4) as u64;
             if self.input_norms {
                 self.count_vector(gguf, &linear.norm_in_name(layer), cols)?;
             }
@@ -1401,8 +1388,12 @@ mod tests {
                 "key `llama.attention.head_count` is 2, expected a multiple of 3 (key/value heads)",
             ),
             (
-                model("llama").number("feed_forward_length", 8640),
-                "key `llama.feed_forward_length` is 8,640, expected a multiple of 128 (a block of I2_S)",
+                model("llama")
+                    .number("feed_forward_length", 200)
+                    .tensor("blk.0.ffn_gate.weight", &[128, 200], TensorType::I2S)
+                    .tensor("blk.0.ffn_up.weight", &[128, 200], TensorType::I2S)
+                    .tensor("blk.0.ffn_down.weight", &[200, 121], TensorType::I2S),
+                "tensor `blk.0.ffn_down.weight` has the shape [200, 121], expected [200, 128]",
             ),
             (
                 model("llama").number("rope.dimension_count", 32),

@@ -28,15 +28,33 @@ const CONTEXTS: [usize; 4] = [2048, 4096, 8192, 32768];
 /// Bytes hashed at a time.
 const HASH_BYTES: usize = 1 << 20;
 
-/// A published file: name, bytes, SHA-256.
-pub type Published = (&'static str, u64, &'static str);
+/// A published file that is known by its content.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Published {
+    /// `ORG/REPO` on the hub.
+    pub repo: &'static str,
+    pub file: &'static str,
+    pub bytes: u64,
+    pub sha256: &'static str,
+}
 
-/// Files that are known by their content.
-pub const PUBLISHED: &[Published] = &[(
-    "microsoft/bitnet-b1.58-2B-4T-gguf/ggml-model-i2_s.gguf",
-    1_187_801_280,
-    "4221b252fdd5fd25e15847adfeb5ee88886506ba50b8a34548374492884c2162",
-)];
+/// Microsoft's flagship.
+pub const BITNET_2B_4T: Published = Published {
+    repo: "microsoft/bitnet-b1.58-2B-4T-gguf",
+    file: "ggml-model-i2_s.gguf",
+    bytes: 1_187_801_280,
+    sha256: "4221b252fdd5fd25e15847adfeb5ee88886506ba50b8a34548374492884c2162",
+};
+
+/// All of them.
+pub const PUBLISHED: &[Published] = &[BITNET_2B_4T];
+
+impl Published {
+    fn name(&self) -> String {
+        format!("{}/{}", self.repo, self.file)
+    }
+}
 
 /// A file looked at.
 #[derive(Debug, Serialize)]
@@ -166,7 +184,7 @@ pub struct Problem {
 pub struct Verified {
     pub sha256: String,
     /// The published file it is, if it is one.
-    pub published: Option<&'static str>,
+    pub published: Option<String>,
     /// SHA-256 of all ternary weights, as `convert` prints it.
     pub weights_sha256: Option<String>,
     /// What is wrong with codes, scales or sizes.
@@ -503,7 +521,8 @@ impl Look<'_> {
         }
         let sha256 = hex(&hash.finalize());
         let mut known = PUBLISHED.iter();
-        let published = known.find(|known| known.2 == sha256).map(|known| known.0);
+        let published = known.find(|known| known.sha256 == sha256);
+        let published = published.map(Published::name);
         let mut faults = self.faults.clone();
         faults.extend(self.gaps());
         let weights = (!self.digests.is_empty()).then(|| digest_of_all(self.digests.clone()));
@@ -590,11 +609,13 @@ fn problems(gguf: &Gguf, facts: Option<&ModelFacts>, verified: Option<&Verified>
             "compare the file's checksum with its source; fetch it again",
         );
     }
-    let same_size = PUBLISHED.iter().find(|known| known.1 == gguf.file_bytes());
+    let same_size = PUBLISHED
+        .iter()
+        .find(|known| known.bytes == gguf.file_bytes());
     if let (Some(known), Some(verified)) = (same_size, verified)
         && verified.published.is_none()
     {
-        let what = format!("it has the size of {} but another checksum", known.0);
+        let what = format!("it has the size of {} but another checksum", known.name());
         add(
             what,
             "it may be damaged: fetch it again; or it is another model of the same shape",
@@ -657,7 +678,7 @@ fn problems(gguf: &Gguf, facts: Option<&ModelFacts>, verified: Option<&Verified>
         );
     }
     if facts.ternary_type == TensorType::I2S
-        && verified.and_then(|verified| verified.published).is_none()
+        && verified.is_none_or(|verified| verified.published.is_none())
     {
         add(
             "nothing in an I2_S file says whether its codes lie in blocks of 128 (all of Microsoft's) or of 64 (bitnet.cpp on ARM since January 2026)".into(),

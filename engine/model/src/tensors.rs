@@ -1,6 +1,6 @@
 //! Turns tensors of a file into what the kernels compute with. I2_S and dense tensors stay where they are in the mapped
 //! file; TQ1_0 and TQ2_0 are rewritten as I2_S, which loses nothing when all blocks of a tensor share one scale; so are
-//! bitnet.cpp's TL1 and TL2.
+//! bitnet.cpp's TL1 and TL2, and matrices whose rows are no whole blocks of I2_S: their rows are filled up with zeros.
 
 use bitnet_kernels::{
     DenseMatrix, DenseType, MatrixError, PackedMatrix, SharedBytes, bf16_to_f32, f16_to_f32,
@@ -11,7 +11,7 @@ use crate::convert::packings::{I2sLayout, PackError, Trits, i2_s_codes};
 use crate::convert::{exact_scale, refined_scale};
 use crate::facts::{
     self, DENSE_TYPES, FactsError, Linear, ModelFacts, Norm, OUTPUT_NORM, ROPE_FREQS,
-    TERNARY_TYPES, TOKEN_EMBD, VECTOR_TYPES,
+    TERNARY_BLOCK, TERNARY_TYPES, TOKEN_EMBD, VECTOR_TYPES, padded_cols,
 };
 use crate::gguf::{Gguf, TensorInfo, TensorType, grouped};
 
@@ -178,8 +178,8 @@ pub fn rope_factors(gguf: &Gguf, facts: &ModelFacts) -> Result<Option<Vec<f32>>,
     optional_vector(gguf, ROPE_FREQS, facts.rope.dims / 2)
 }
 
-/// A ternary matrix by name; `tiles` of TL1 and TL2 shapes. A one-element tensor `….scale` beside it is multiplied onto its
-/// scale.
+/// A ternary matrix by name, with [`padded_cols`] of `cols`; `tiles` of TL1 and TL2 shapes. A one-element tensor `….scale`
+/// beside it is multiplied onto its scale.
 ///
 /// # Errors
 /// When the tensor is missing, of another shape or type, or its content isn't ternary with one scale.
@@ -193,8 +193,10 @@ pub fn ternary(
     let info = facts::check(gguf, name, &[cols as u64, rows as u64], TERNARY_TYPES)?;
     let data = gguf.data(info);
     let (codes, scale) = match info.ty {
-        TensorType::I2S => i2_s_parts(&data, rows * cols / 4),
-        TensorType::TL1 | TensorType::TL2 => lookup_to_i2_s(info, &data, tiles)?,
+        TensorType::I2S if cols.is_multiple_of(TERNARY_BLOCK) => i2_s_parts(&data, rows * cols / 4),
+        TensorType::I2S | TensorType::TL1 | TensorType::TL2 => {
+            repacked_as_i2_s(info, &data, tiles)?
+        }
         _ => {
             let (codes, scale) = tq_to_i2_s(info, &data, rows * cols / 4)?;
             (codes, refined_scale(scale, exact_scale(gguf, name)))
@@ -207,7 +209,8 @@ pub fn ternary(
             found: scale,
         });
     }
-    PackedMatrix::i2_s(codes, rows, cols, scale).map_err(|source| TensorError::Matrix {
+    let matrix = PackedMatrix::i2_s(codes, rows, padded_cols(cols), scale);
+    matrix.map_err(|source| TensorError::Matrix {
         name: name.to_owned(),
         source,
     })
@@ -300,23 +303,29 @@ fn i2_s_parts(data: &SharedBytes, code_bytes: usize) -> (SharedBytes, f32) {
     (slice(0..code_bytes), scale)
 }
 
-fn lookup_to_i2_s(
+/// Of TL1 and TL2, and of I2_S whose blocks run across rows. Each row begins a block.
+fn repacked_as_i2_s(
     info: &TensorInfo,
     data: &[u8],
     tiles: &[Tiles],
 ) -> Result<(SharedBytes, f32), TensorError> {
     let shape = (info.rows() as usize, info.cols() as usize);
     let unpack = || {
-        let tiles = Tiles::find(info.ty, shape.0, shape.1, tiles)?;
+        let tiles = match info.ty {
+            TensorType::I2S => None,
+            _ => Some(Tiles::find(info.ty, shape.0, shape.1, tiles)?),
+        };
         let layout = I2sLayout::default();
-        Trits::unpack(info.ty, data, shape, layout, Some(tiles), None)
+        Trits::unpack(info.ty, data, shape, layout, tiles, None)
     };
     let trits = unpack().map_err(|source| TensorError::Packing {
         name: info.name.clone(),
         source,
     })?;
-    let mut codes = Vec::with_capacity(trits.weights.len() / 4);
-    i2_s_codes(&trits.weights, &mut codes);
+    let mut codes = Vec::with_capacity(shape.0 * padded_cols(shape.1) / 4);
+    for row in trits.weights.chunks(shape.1.max(1)) {
+        i2_s_codes(row, &mut codes);
+    }
     Ok((SharedBytes::new(codes), trits.scale))
 }
 

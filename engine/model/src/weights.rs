@@ -64,7 +64,7 @@ pub struct Layer {
 /// A ternary linear: `y = W norm_in(x) + bias`.
 #[derive(Debug)]
 pub struct Projection {
-    /// `[rows, cols]`; its scale includes the optional `.scale` tensor.
+    /// `[rows, cols]`, columns filled up to whole blocks with zeros; its scale includes the optional `.scale` tensor.
     pub matrix: PackedMatrix,
     /// `[rows]`
     pub bias: Option<Vec<f32>>,

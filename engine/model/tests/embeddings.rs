@@ -5,46 +5,11 @@ mod common;
 use bitnet_kernels::Kernel;
 use bitnet_model::graph::Entry;
 use bitnet_model::protocol::KvType;
-use bitnet_model::protocol::{Embed, EngineConfig, Finish, FromEngine, Pooling};
-use bitnet_model::scheduler::Command;
-use common::{Run, config, data, model, prompt, submit};
+use bitnet_model::protocol::{EngineConfig, Finish, Pooling};
+use common::{Run, ask, config, data, embed, model, prompt, submit, told};
 use serde::Deserialize;
 
 const TEXT_TOKENS: usize = 45;
-
-fn ask(run: &mut Run, id: u64, tokens: &[u32], pooling: Option<Pooling>) {
-    let embed = Embed {
-        id,
-        tokens: tokens.to_vec(),
-        pooling,
-        slot: None,
-    };
-    run.scheduler.handle(Command::Embed(Box::new(embed)));
-}
-
-fn told(run: &Run, wanted: u64) -> (Vec<Vec<f32>>, Option<Finish>) {
-    let (mut all, mut end) = (Vec::new(), None);
-    for event in &*run.events.borrow() {
-        match event {
-            FromEngine::Embedding { id, vectors } if *id == wanted => {
-                assert!(end.is_none());
-                all.extend(vectors.clone());
-            }
-            FromEngine::Done { id, finish } if *id == wanted => end = Some(finish.clone()),
-            _ => {}
-        }
-    }
-    (all, end)
-}
-
-fn embed(run: &mut Run, tokens: &[u32], pooling: Option<Pooling>) -> Vec<Vec<f32>> {
-    run.events.borrow_mut().clear();
-    ask(run, 1, tokens, pooling);
-    run.finish();
-    let (vectors, end) = told(run, 1);
-    assert_eq!(end, Some(Finish::Limit));
-    vectors
-}
 
 fn bits(vectors: &[Vec<f32>]) -> Vec<u32> {
     vectors.iter().flatten().map(|x| x.to_bits()).collect()

@@ -66,7 +66,7 @@ impl ConvertError {
                 "name them with `--lookup-tiles ROWSxCOLS=BM/BK`, as in the kernel_config.ini the file was made with"
             }
             ConvertError::Tensor { reason, .. } if reason.contains("needs rows") => {
-                "another `--outtype` may hold such rows: I2_S needs multiples of 128, TQ1_0 and TQ2_0 of 256, TL1 and TL2 of their tiles"
+                "without `--outtype` a packing that holds them is taken: I2_S needs rows of a multiple of 128 weights, TQ1_0 and TQ2_0 of 256, TL2 and TL1 of their tiles"
             }
             ConvertError::File { reason, .. } if reason.contains("pre-tokenizer") => {
                 "name a known one that fits with `--pre-tokenizer`"

@@ -7,7 +7,8 @@ use super::error::ConvertError;
 use super::lookup::{TILES_KEY, Tiles};
 use super::vocabulary::BITNET_TEMPLATE;
 use super::{
-    Options, Origin, Plan, Planned, SCALE_NAMES_KEY, SCALE_VALUES_KEY, Source, file_type, tiles_of,
+    Options, Origin, Plan, Planned, SCALE_NAMES_KEY, SCALE_VALUES_KEY, Source, file_type,
+    packing_for, tiles_of,
 };
 use crate::facts::TERNARY_TYPES;
 use crate::gguf::{Gguf, TensorInfo, TensorType, Value};
@@ -32,10 +33,20 @@ pub(super) fn plan(path: &Path, options: &Options) -> Result<Plan, ConvertError>
         return Err(ConvertError::file(path, reason));
     }
     let mut notes = Vec::new();
-    let keys = keys(path, &gguf, options, &mut notes)?;
+    let ternary = gguf.tensors().iter();
+    let ternary = ternary.filter(|info| TERNARY_TYPES.contains(&info.ty));
+    let shapes: Vec<_> = ternary
+        .map(|info| (info.rows() as usize, info.cols() as usize))
+        .collect();
+    let outtype = options.outtype.unwrap_or_else(|| {
+        let (ty, note) = packing_for(&shapes, &options.tiles);
+        notes.extend(note);
+        ty
+    });
+    let keys = keys(path, &gguf, options, outtype, &mut notes)?;
     let known = [options.tiles.clone(), tiles_of(&gguf)].concat();
     let tensors = gguf.tensors().iter();
-    let tensors = tensors.map(|info| planned(path, info, options, &known));
+    let tensors = tensors.map(|info| planned(path, info, options, outtype, &known));
     let tensors: Vec<Planned> = tensors.collect::<Result<_, _>>()?;
     if !tensors
         .iter()
@@ -48,6 +59,7 @@ pub(super) fn plan(path: &Path, options: &Options) -> Result<Plan, ConvertError>
         source: Source::Gguf(path.to_owned(), Box::new(gguf)),
         keys,
         tensors,
+        outtype,
         layout: options.layout,
         notes,
     })
@@ -57,6 +69,7 @@ fn planned(
     path: &Path,
     info: &TensorInfo,
     options: &Options,
+    ty: TensorType,
     known: &[Tiles],
 ) -> Result<Planned, ConvertError> {
     let wrong = |reason: String| ConvertError::tensor(path, &info.name, reason);
@@ -74,7 +87,6 @@ fn planned(
             origin: Origin::Same,
         });
     }
-    let ty = options.outtype;
     let of_source = is_lookup(info.ty).then(|| Tiles::find(info.ty, rows, cols, known));
     let of_source = of_source
         .transpose()
@@ -111,6 +123,7 @@ fn keys(
     path: &Path,
     gguf: &Gguf,
     options: &Options,
+    outtype: TensorType,
     notes: &mut Vec<String>,
 ) -> Result<Header, ConvertError> {
     let ours = [
@@ -123,7 +136,7 @@ fn keys(
     let wrong_template = has_wrong_template(gguf);
     for (key, value) in gguf.values() {
         match key.as_str() {
-            "general.file_type" => keys.u32(key, file_type(options.outtype)),
+            "general.file_type" => keys.u32(key, file_type(outtype)),
             key if ours.contains(&key) => {}
             PRE if options.pre_tokenizer.is_some() => {}
             TEMPLATE if options.chat_template.is_some() || wrong_template => {}
@@ -131,7 +144,7 @@ fn keys(
         }
     }
     if gguf.value("general.file_type").is_none() {
-        keys.u32("general.file_type", file_type(options.outtype));
+        keys.u32("general.file_type", file_type(outtype));
     }
     match &options.pre_tokenizer {
         Some(name) if Rules::by_name(name).is_none() => {

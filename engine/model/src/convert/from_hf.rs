@@ -11,14 +11,16 @@ use super::error::ConvertError;
 use super::lookup::Tiles;
 use super::master::Masters;
 use super::vocabulary::{BITNET_TEMPLATE, Vocabulary, Wishes};
-use super::{Options, Origin, Plan, Planned, Source, file_type};
+use super::{Options, Origin, Plan, Planned, Source, file_type, packing_for};
 use crate::facts::{self, Architecture, Norm, OUTPUT, OUTPUT_NORM, TOKEN_EMBD};
 use crate::gguf::TensorType;
 use crate::synth::header::Header;
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
+const EMBEDDING: &str = "embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
-const LAST_NORM: &str = "model.norm.weight";
+const LAST_NORM: &str = "norm.weight";
+/// Before all names but the head's; checkpoints of a model without a head may do without.
+const PREFIX: &str = "model.";
 
 /// Vocabulary of Llama 3, which 2B-4T uses.
 const LLAMA3_VOCAB: usize = 128_256;
@@ -48,15 +50,17 @@ pub(super) fn plan(directory: &Path, options: &Options) -> Result<Plan, ConvertE
             expected: "a Hugging Face directory or a GGUF file",
         });
     }
-    let config = ModelConfig::read(directory, options.absmean)?;
+    let mut config = ModelConfig::read(directory, options.absmean)?;
     let checkpoint = Checkpoint::open(directory)?;
     let wishes = Wishes {
         pre_tokenizer: options.pre_tokenizer.as_deref(),
         chat_template: options.chat_template.as_deref(),
+        ends_texts: config.pooling.is_some(),
     };
     let mut vocabulary = Vocabulary::read(directory, config.n_vocab, &wishes)?;
-    let mut notes = std::mem::take(&mut vocabulary.notes);
-    if vocabulary.chat_template.is_none() {
+    let mut notes = std::mem::take(&mut config.notes);
+    notes.append(&mut vocabulary.notes);
+    if vocabulary.chat_template.is_none() && config.pooling.is_none() {
         notes.push(match supply_template(&config) {
             Some(template) => {
                 vocabulary.chat_template = Some(template.to_owned());
@@ -66,10 +70,25 @@ pub(super) fn plan(directory: &Path, options: &Options) -> Result<Plan, ConvertE
             None => "the repository has no chat template, so the file has none".to_owned(),
         });
     }
+    let prefix = match checkpoint.get(EMBEDDING) {
+        Some(_) => "",
+        None => PREFIX,
+    };
+    let first = input_norm(prefix, 0, facts::Linear::Q);
+    let input_norms = checkpoint.get(&first).is_some();
+    if input_norms {
+        // Nothing but BitNet has norms inside its linears.
+        config.masters = Masters::Absmean;
+    }
+    let outtype = outtype(&config, options, &mut notes);
     let mut builder = Builder {
         config: &config,
         checkpoint: &checkpoint,
-        options,
+        prefix,
+        input_norms,
+        outtype,
+        tiles: &options.tiles,
+        embedding_type: options.embedding_type.unwrap_or(TensorType::F16),
         used: BTreeSet::new(),
         tensors: Vec::new(),
     };
@@ -78,16 +97,47 @@ pub(super) fn plan(directory: &Path, options: &Options) -> Result<Plan, ConvertE
     let mut keys = Header::default();
     config.keys(&mut keys);
     keys.bool("tokenizer.ggml.add_bos_token", vocabulary.adds_bos);
-    keys.u32("general.file_type", file_type(options.outtype));
+    keys.u32("general.file_type", file_type(outtype));
     vocabulary.keys(&mut keys);
     keys.u32("general.quantization_version", 2);
     Ok(Plan {
         source: Source::HuggingFace(checkpoint),
         keys,
         tensors,
+        outtype,
         layout: options.layout,
         notes,
     })
+}
+
+/// The packing asked for; without a wish I2_S, or what holds the model's matrices.
+fn outtype(config: &ModelConfig, options: &Options, notes: &mut Vec<String>) -> TensorType {
+    let shapes = facts::Linear::ALL.map(|linear| config.linear_shape(linear));
+    options.outtype.unwrap_or_else(|| {
+        let (ty, note) = packing_for(&shapes, &options.tiles);
+        notes.extend(note);
+        ty
+    })
+}
+
+/// `PREFIXlayers.0.self_attn.q_proj`
+fn stem(prefix: &str, layer: usize, linear: facts::Linear) -> String {
+    use facts::Linear as L;
+    let name = match linear {
+        L::Q => "self_attn.q_proj",
+        L::K => "self_attn.k_proj",
+        L::V => "self_attn.v_proj",
+        L::AttnOutput => "self_attn.o_proj",
+        L::Gate => "mlp.gate_proj",
+        L::Up => "mlp.up_proj",
+        L::Down => "mlp.down_proj",
+    };
+    format!("{prefix}layers.{layer}.{name}")
+}
+
+/// The norm of a linear's own input.
+fn input_norm(prefix: &str, layer: usize, linear: facts::Linear) -> String {
+    format!("{}.norm.weight", stem(prefix, layer, linear))
 }
 
 /// Copies of 2B-4T without a template get its own.
@@ -99,7 +149,12 @@ fn supply_template(config: &ModelConfig) -> Option<&'static str> {
 struct Builder<'a> {
     config: &'a ModelConfig,
     checkpoint: &'a Checkpoint,
-    options: &'a Options,
+    prefix: &'static str,
+    /// The linears have norms of their own input.
+    input_norms: bool,
+    outtype: TensorType,
+    tiles: &'a [Tiles],
+    embedding_type: TensorType,
     used: BTreeSet<String>,
     tensors: Vec<Planned>,
 }
@@ -108,16 +163,21 @@ impl Builder<'_> {
     fn all(&mut self, notes: &mut Vec<String>) -> Result<(), ConvertError> {
         let config = self.config;
         let matrix = [config.n_vocab, config.n_embd];
-        let embedding_type = self.options.embedding_type.unwrap_or(TensorType::F16);
-        self.floats(TOKEN_EMBD, EMBEDDING, &matrix, embedding_type, 0)?;
+        let embedding_type = self.embedding_type;
+        let embedding = format!("{}{EMBEDDING}", self.prefix);
+        self.floats(TOKEN_EMBD, &embedding, &matrix, embedding_type)?;
         let has_head = self.checkpoint.get(HEAD).is_some();
-        match (has_head, config.tied) {
+        let tied = match config.pooling {
+            Some(_) => Some(true),
+            None => config.tied,
+        };
+        match (has_head, tied) {
             (true, Some(true)) => {
                 self.used.insert(HEAD.to_owned());
                 notes.push(format!("`{HEAD}` is left out: the head is the embedding"));
             }
             (true, _) => {
-                self.floats(OUTPUT, HEAD, &matrix, embedding_type, 0)?;
+                self.floats(OUTPUT, HEAD, &matrix, embedding_type)?;
                 if config.architecture.is_bitnet() {
                     notes.push(format!(
                         "the model has an output head of its own, which readers of `{}` ignore by default; serve it with `--untied-head`",
@@ -133,23 +193,42 @@ impl Builder<'_> {
         for layer in 0..config.n_layer {
             self.layer(layer)?;
         }
-        self.floats(OUTPUT_NORM, LAST_NORM, &[config.n_embd], TensorType::F32, 0)?;
+        let last = format!("{}{LAST_NORM}", self.prefix);
+        self.norm_weights(OUTPUT_NORM.to_owned(), last, config.n_embd)?;
         self.refuse_strays()
     }
 
     fn layer(&mut self, layer: usize) -> Result<(), ConvertError> {
         use facts::Linear as L;
-        let sub_norms = self.config.architecture.is_bitnet();
+        let has = |norm: Norm| self.config.architecture.norms().contains(&norm);
+        let has = [
+            Norm::FfnSub,
+            Norm::AttnSub,
+            Norm::PostFfn,
+            Norm::PostAttn,
+            Norm::QHead,
+        ]
+        .map(has);
+        let [ffn_sub, attn_sub, post_ffn, post_attn, heads] = has;
+        let optional = |there: bool, norm: Norm| there.then_some(norm);
         self.norm(layer, Norm::Attn)?;
         self.linear(layer, L::Down)?;
-        if sub_norms {
-            self.norm(layer, Norm::FfnSub)?;
+        for norm in [
+            optional(ffn_sub, Norm::FfnSub),
+            optional(post_ffn, Norm::PostFfn),
+        ] {
+            norm.map_or(Ok(()), |norm| self.norm(layer, norm))?;
         }
         self.linear(layer, L::Gate)?;
         self.linear(layer, L::Up)?;
         self.norm(layer, Norm::Ffn)?;
-        if sub_norms {
-            self.norm(layer, Norm::AttnSub)?;
+        for norm in [
+            optional(attn_sub, Norm::AttnSub),
+            optional(post_attn, Norm::PostAttn),
+            optional(heads, Norm::QHead),
+            optional(heads, Norm::KHead),
+        ] {
+            norm.map_or(Ok(()), |norm| self.norm(layer, norm))?;
         }
         for linear in [L::K, L::AttnOutput, L::Q, L::V] {
             self.linear(layer, linear)?;
@@ -159,61 +238,65 @@ impl Builder<'_> {
 
     fn norm(&mut self, layer: usize, norm: Norm) -> Result<(), ConvertError> {
         let config = self.config;
+        let is_gemma = config.architecture == Architecture::Gemma3;
         let (names, len): (&[&str], usize) = match norm {
             Norm::Attn => (&["input_layernorm"], config.n_embd),
-            Norm::Ffn => (&["post_attention_layernorm"], config.n_embd),
+            Norm::Ffn if is_gemma => (&["pre_feedforward_layernorm"], config.n_embd),
+            Norm::Ffn | Norm::PostAttn => (&["post_attention_layernorm"], config.n_embd),
+            Norm::PostFfn => (&["post_feedforward_layernorm"], config.n_embd),
+            Norm::QHead => (&["self_attn.q_norm"], config.head_dim),
+            Norm::KHead => (&["self_attn.k_norm"], config.head_dim),
             Norm::AttnSub => (
                 &["self_attn.attn_sub_norm", "self_attn.inner_attn_ln"],
                 config.n_head * config.head_dim,
             ),
             Norm::FfnSub => (&["mlp.ffn_sub_norm", "mlp.ffn_layernorm"], config.n_ff),
-            _ => unreachable!("norms of graphs that are not converted"),
         };
-        let full = |name: &&str| format!("model.layers.{layer}.{name}.weight");
+        let full = |name: &&str| format!("{}layers.{layer}.{name}.weight", self.prefix);
         let there = names.iter().map(full);
         let mut there = there.filter(|name| self.checkpoint.get(name).is_some());
         let name = there.next().unwrap_or_else(|| full(&names[0]));
-        self.floats(&norm.name(layer), &name, &[len], TensorType::F32, 0)
+        self.norm_weights(norm.name(layer), name, len)
+    }
+
+    /// A norm of the graph. Gemma multiplies by 1 + w.
+    fn norm_weights(&mut self, name: String, from: String, len: usize) -> Result<(), ConvertError> {
+        let origin = Origin::Floats {
+            name: from,
+            heads: 0,
+            plus_one: self.config.architecture == Architecture::Gemma3,
+        };
+        self.values(name, &[len], TensorType::F32, origin)
     }
 
     fn linear(&mut self, layer: usize, linear: facts::Linear) -> Result<(), ConvertError> {
         use facts::Linear as L;
         let config = self.config;
-        let (n_attn, n_kv) = (
-            config.n_head * config.head_dim,
-            config.n_head_kv * config.head_dim,
-        );
-        let (stem, rows, cols) = match linear {
-            L::Q => ("self_attn.q_proj", n_attn, config.n_embd),
-            L::K => ("self_attn.k_proj", n_kv, config.n_embd),
-            L::V => ("self_attn.v_proj", n_kv, config.n_embd),
-            L::AttnOutput => ("self_attn.o_proj", config.n_embd, n_attn),
-            L::Gate => ("mlp.gate_proj", config.n_ff, config.n_embd),
-            L::Up => ("mlp.up_proj", config.n_ff, config.n_embd),
-            L::Down => ("mlp.down_proj", config.n_embd, config.n_ff),
-        };
+        let (rows, cols) = config.linear_shape(linear);
         // The graph of `llama` turns neighbouring values, the others values half a head apart, as Transformers does.
         let heads = match (config.architecture, linear) {
             (Architecture::Llama, L::Q) => config.n_head,
             (Architecture::Llama, L::K) => config.n_head_kv,
             _ => 0,
         };
-        let stem = format!("model.layers.{layer}.{stem}");
+        let stem = stem(self.prefix, layer, linear);
         let origin = self.origin(&stem, rows, cols, heads)?;
         let name = linear.weight_name(layer);
         let tiles = self.tiles(&origin.name, rows, cols)?;
         let dims = vec![cols as u64, rows as u64];
-        self.add(
-            name,
-            dims,
-            self.options.outtype,
-            tiles,
-            Origin::Linear(origin),
-        )?;
+        self.add(name, dims, self.outtype, tiles, Origin::Linear(origin))?;
         let bias = format!("{stem}.bias");
         if linear.may_have_bias() && self.checkpoint.get(&bias).is_some() {
-            let name = linear.bias_name(layer);
-            self.floats(&name, &bias, &[rows], TensorType::F32, heads)?;
+            let origin = Origin::Floats {
+                name: bias,
+                heads,
+                plus_one: false,
+            };
+            self.values(linear.bias_name(layer), &[rows], TensorType::F32, origin)?;
+        }
+        if self.input_norms {
+            let norm = input_norm(self.prefix, layer, linear);
+            self.floats(&linear.norm_in_name(layer), &norm, &[cols], TensorType::F32)?;
         }
         Ok(())
     }
@@ -284,11 +367,11 @@ impl Builder<'_> {
     }
 
     fn tiles(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Tiles>, ConvertError> {
-        let ty = self.options.outtype;
+        let ty = self.outtype;
         if !matches!(ty, TensorType::TL1 | TensorType::TL2) {
             return Ok(None);
         }
-        let tiles = Tiles::find_or_choose(ty, rows, cols, &self.options.tiles);
+        let tiles = Tiles::find_or_choose(ty, rows, cols, self.tiles);
         let path = self.checkpoint.path_of(name);
         tiles
             .map(Some)
@@ -301,21 +384,35 @@ impl Builder<'_> {
         from: &str,
         shape: &[usize],
         ty: TensorType,
-        heads: usize,
     ) -> Result<(), ConvertError> {
+        let origin = Origin::Floats {
+            name: from.to_owned(),
+            heads: 0,
+            plus_one: false,
+        };
+        self.values(name.to_owned(), shape, ty, origin)
+    }
+
+    /// Floats that stay floats.
+    fn values(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        ty: TensorType,
+        origin: Origin,
+    ) -> Result<(), ConvertError> {
+        let Origin::Floats { name: from, .. } = &origin else {
+            unreachable!("floats of a checkpoint");
+        };
         let entry = self.checkpoint.expect(from, shape)?;
         if !matches!(entry.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
             let reason = format!("{}, expected BF16, F16 or F32", entry.dtype);
             let path = self.checkpoint.path_of(from);
             return Err(ConvertError::tensor(path, from, reason));
         }
-        self.used.insert(from.to_owned());
+        self.used.insert(from.clone());
         let dims = shape.iter().rev().map(|&dim| dim as u64).collect();
-        let origin = Origin::Floats {
-            name: from.to_owned(),
-            heads,
-        };
-        self.add(name.to_owned(), dims, ty, None, origin)
+        self.add(name, dims, ty, None, origin)
     }
 
     fn add(

@@ -16,6 +16,34 @@ pub(crate) struct Json {
     object: Value,
 }
 
+/// The elements of a file that holds one JSON list.
+///
+/// # Errors
+/// When it can't be read or holds none.
+pub(crate) fn list(path: &Path) -> Result<Vec<Value>, ConvertError> {
+    match read(path)? {
+        Value::Array(list) => Ok(list),
+        _ => Err(ConvertError::Damaged {
+            path: path.to_owned(),
+            reason: "it holds no JSON list".to_owned(),
+        }),
+    }
+}
+
+fn read(path: &Path) -> Result<Value, ConvertError> {
+    let failed = || ConvertError::read(path);
+    let bytes = std::fs::metadata(path).map_err(failed())?.len();
+    if bytes > MOST_BYTES {
+        let reason = format!("{bytes} bytes, expected at most {MOST_BYTES}");
+        return Err(ConvertError::file(path, reason));
+    }
+    let text = std::fs::read(path).map_err(failed())?;
+    serde_json::from_slice(&text).map_err(|error| ConvertError::Damaged {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
 /// Whether a file is there.
 pub(crate) fn exists(directory: &Path, name: &str) -> bool {
     directory.join(name).exists()
@@ -27,21 +55,12 @@ impl Json {
     /// # Errors
     /// When it can't be read or holds no JSON object.
     pub(crate) fn read(path: &Path) -> Result<Json, ConvertError> {
-        let failed = || ConvertError::read(path);
-        let bytes = std::fs::metadata(path).map_err(failed())?.len();
-        if bytes > MOST_BYTES {
-            let reason = format!("{bytes} bytes, expected at most {MOST_BYTES}");
-            return Err(ConvertError::file(path, reason));
-        }
-        let text = std::fs::read(path).map_err(failed())?;
-        let damaged = |reason: String| ConvertError::Damaged {
-            path: path.to_owned(),
-            reason,
-        };
-        let object: Value =
-            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let object = read(path)?;
         if !object.is_object() {
-            return Err(damaged("it holds no JSON object".to_owned()));
+            return Err(ConvertError::Damaged {
+                path: path.to_owned(),
+                reason: "it holds no JSON object".to_owned(),
+            });
         }
         Ok(Json {
             path: path.to_owned(),

@@ -28,7 +28,8 @@ use bitnet_kernels::{f16_to_f32, f32_to_f16};
 pub use error::ConvertError;
 pub use output::{Phase, Summary, Watch};
 
-use crate::gguf::{Element, Gguf, TensorType, Value};
+use crate::facts::TERNARY_BLOCK;
+use crate::gguf::{Element, Gguf, TensorType, Value, grouped};
 use crate::synth::header::Header;
 use checkpoint::Checkpoint;
 use lookup::{TILES_KEY, Tiles};
@@ -59,8 +60,8 @@ pub const EMBEDDING_TYPES: &[(&str, TensorType)] = &[
 /// What the new file should be.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Packing of the ternary tensors, one of [`OUTTYPES`].
-    pub outtype: TensorType,
+    /// Packing of the ternary tensors, one of [`OUTTYPES`]; when absent I2_S, or TL2 or TL1 where I2_S can't hold the rows.
+    pub outtype: Option<TensorType>,
     /// Type of embedding and head, one of [`EMBEDDING_TYPES`]; F16 when absent. For Hugging Face directories only.
     pub embedding_type: Option<TensorType>,
     /// Tile sizes of TL1 and TL2, to read and to write; they win over a file's key and the presets.
@@ -78,7 +79,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            outtype: TensorType::I2S,
+            outtype: None,
             embedding_type: None,
             tiles: Vec::new(),
             pre_tokenizer: None,
@@ -96,6 +97,8 @@ pub struct Plan {
     /// The keys; the table of tensors is added when the file is written.
     keys: Header,
     tensors: Vec<Planned>,
+    /// Packing of the ternary tensors.
+    pub outtype: TensorType,
     layout: I2sLayout,
     /// What was decided against or without the source, one sentence each.
     pub notes: Vec<String>,
@@ -124,8 +127,12 @@ struct Planned {
 enum Origin {
     /// A ternary matrix of a checkpoint.
     Linear(from_hf::Linear),
-    /// Floats of a checkpoint, by name; rows of this many heads interleaved where not 0.
-    Floats { name: String, heads: usize },
+    /// Floats of a checkpoint, by name; rows of this many heads interleaved where not 0; one added to each.
+    Floats {
+        name: String,
+        heads: usize,
+        plus_one: bool,
+    },
     /// A ternary tensor of the same name in a GGUF, and its tiles there.
     Ternary { tiles: Option<Tiles> },
     /// A tensor of the same name and type in a GGUF.
@@ -192,6 +199,27 @@ impl Plan {
         }
         header
     }
+}
+
+/// The packing for matrices of these rows and columns when nobody asks for one, and why if it isn't I2_S. I2_S whose rows are no
+/// whole blocks could be written, but is read by nobody else; bitnet.cpp has such models in TL1 and TL2.
+fn packing_for(shapes: &[(usize, usize)], known: &[Tiles]) -> (TensorType, Option<String>) {
+    let is_odd = |shape: &&(usize, usize)| !shape.1.is_multiple_of(TERNARY_BLOCK);
+    let Some((_, cols)) = shapes.iter().find(is_odd) else {
+        return (TensorType::I2S, None);
+    };
+    let suits = |ty: &TensorType| {
+        let tiles = |&(rows, cols): &(usize, usize)| Tiles::find_or_choose(*ty, rows, cols, known);
+        shapes.iter().all(|shape| tiles(shape).is_ok())
+    };
+    let lookup = [TensorType::TL2, TensorType::TL1].into_iter().find(suits);
+    let note = |ty: TensorType| {
+        let cols = grouped(*cols as u64);
+        format!(
+            "written as {ty}: rows of {cols} weights are no multiple of {TERNARY_BLOCK}, as I2_S asks for"
+        )
+    };
+    (lookup.unwrap_or(TensorType::I2S), lookup.map(note))
 }
 
 /// `general.file_type` of a packing, as llama.cpp and bitnet.cpp number them.

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitnet_kernels::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use safetensors::Dtype;
@@ -26,8 +25,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub struct Watch<'a> {
     /// Called with the bytes done and the bytes in all.
     pub progress: &'a mut dyn FnMut(Phase, u64, u64),
-    /// Once true, the conversion ends with [`ConvertError::Cancelled`].
-    pub cancelled: &'a AtomicBool,
+    /// Once it says yes, the conversion ends with [`ConvertError::Cancelled`].
+    pub cancelled: &'a dyn Fn() -> bool,
 }
 
 /// What is going on.
@@ -41,7 +40,7 @@ pub enum Phase {
 
 impl Watch<'_> {
     fn step(&mut self, phase: Phase, done: u64, all: u64) -> Result<(), ConvertError> {
-        if self.cancelled.load(Ordering::Relaxed) {
+        if (self.cancelled)() {
             return Err(ConvertError::Cancelled);
         }
         (self.progress)(phase, done, all);
@@ -251,8 +250,20 @@ impl Job<'_, '_, '_> {
                 let path = checkpoint.path_of(&linear.name);
                 self.ternary(planned, &trits, path, &linear.name).map(Some)
             }
-            (Source::HuggingFace(checkpoint), Origin::Floats { name, heads }) => {
-                self.floats(checkpoint, name, *heads, planned.ty)?;
+            (
+                Source::HuggingFace(checkpoint),
+                Origin::Floats {
+                    name,
+                    heads,
+                    plus_one,
+                },
+            ) => {
+                let entry = checkpoint.get(name).expect("it was planned from");
+                let convert = Floats {
+                    add: f32::from(u8::from(*plus_one)),
+                    ..Floats::new(entry.dtype, planned.ty)
+                };
+                self.floats(checkpoint, name, *heads, &convert)?;
                 Ok(None)
             }
             (Source::Gguf(path, gguf), Origin::Ternary { tiles }) => {
@@ -342,11 +353,10 @@ impl Job<'_, '_, '_> {
         checkpoint: &Checkpoint,
         name: &str,
         heads: usize,
-        ty: TensorType,
+        convert: &Floats,
     ) -> Result<(), ConvertError> {
         let entry = checkpoint.get(name).expect("it was planned from");
-        let (dtype, bytes) = (entry.dtype, entry.bytes);
-        let convert = Floats::new(dtype, ty);
+        let (dtype, bytes, ty) = (entry.dtype, entry.bytes, convert.to);
         let chunk = if heads > 0 { bytes } else { CHUNK_BYTES };
         let mut at = 0;
         while at < bytes {
@@ -396,6 +406,8 @@ fn one_float(checkpoint: &Checkpoint, name: &str) -> Result<f32, ConvertError> {
 struct Floats {
     from: Dtype,
     to: TensorType,
+    /// Added to each; other than 0 for F32 only.
+    add: f32,
     /// For 16 bits to F16: every answer.
     halves: Vec<u16>,
 }
@@ -411,7 +423,13 @@ impl Floats {
                 .collect(),
             _ => Vec::new(),
         };
-        Floats { from, to, halves }
+        let add = 0.0;
+        Floats {
+            from,
+            to,
+            add,
+            halves,
+        }
     }
 
     fn value(&self, bytes: &[u8]) -> f32 {
@@ -441,7 +459,7 @@ impl Floats {
         }
         let value_bytes = self.from.bitsize() / 8;
         for (index, bytes) in raw.chunks_exact(value_bytes).enumerate() {
-            let value = self.value(bytes);
+            let value = self.value(bytes) + self.add;
             let held = match self.to {
                 TensorType::F16 => f16_to_f32(f32_to_f16(value)),
                 TensorType::BF16 => bf16_to_f32(f32_to_bf16(value)),

@@ -2,7 +2,7 @@
 //!
 //! | Packing | Bits | Scale |
 //! |---|---|---|
-//! | I2_S | 2: codes 0, 1, 2, 32 bytes per 128 weights, the first 32 in the highest bits | one f32 behind the codes |
+//! | I2_S | 2: codes 0, 1, 2, 32 bytes per 128 weights, the first 32 in the highest bits; rows follow each other without gaps | one f32 behind the codes |
 //! | TL1, TL2 | 2 and 1.67: see `lookup` | one f32 behind the codes |
 //! | TQ2_0 | 2 + f16 per 256 weights, 32 bytes per 128, the first 32 in the lowest bits | f16 in each block |
 //! | TQ1_0 | 1.6 + f16 per 256 weights, five weights to a byte | f16 in each block |
@@ -53,6 +53,8 @@ pub enum PackError {
         cols: usize,
         block: usize,
     },
+    #[error("I2_S holds whole blocks of 128 weights, not {weights}")]
+    Blocks { weights: usize },
     #[error("the code 3 at weight {index}, expected 0, 1 and 2 only")]
     Code { index: usize },
     #[error(
@@ -165,6 +167,10 @@ impl Trits {
     ) -> Result<Trits, PackError> {
         let (weights, scale) = match ty {
             TensorType::I2S => {
+                let weights = rows * cols;
+                if !weights.is_multiple_of(128) {
+                    return Err(PackError::Blocks { weights });
+                }
                 let (codes, scale) = codes_and_scale(data, rows * cols / 4)?;
                 (i2_s_weights(codes, layout)?, scale)
             }

@@ -1,7 +1,7 @@
 //! The tokenizer of a Hugging Face directory as GGUF keys: byte-level BPE out of `tokenizer.json`, SentencePiece BPE out of
 //! `tokenizer.model` or `tokenizer.json`, special tokens and the chat template out of the files beside them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use serde_json::Value;
@@ -79,6 +79,8 @@ pub(crate) enum Kind {
 pub(crate) struct Wishes<'a> {
     pub(crate) pre_tokenizer: Option<&'a str>,
     pub(crate) chat_template: Option<&'a str>,
+    /// The model embeds texts: what the tokenizer puts behind them ends them.
+    pub(crate) ends_texts: bool,
 }
 
 impl Vocabulary {
@@ -167,6 +169,8 @@ struct Tokens {
     texts: Vec<Option<String>>,
     types: Vec<i32>,
     ids: HashMap<String, usize>,
+    /// Added tokens whose ids the embedding has no rows for.
+    beyond: BTreeSet<String>,
 }
 
 impl Tokens {
@@ -175,6 +179,7 @@ impl Tokens {
             texts: vec![None; n_vocab],
             types: vec![UNUSED; n_vocab],
             ids: HashMap::new(),
+            beyond: BTreeSet::new(),
         }
     }
 
@@ -489,6 +494,10 @@ impl Files {
                 let reason = format!("the added token {} has no id or content", short(token));
                 return Err(ConvertError::file(json.path(), reason));
             };
+            if id as usize >= table.texts.len() {
+                table.beyond.insert(content.to_owned());
+                return Ok(());
+            }
             let is_unknown = table.types.get(id as usize) == Some(&UNKNOWN);
             let kind = if is_unknown { UNKNOWN } else { kind(token) };
             table.set(json.path(), id as usize, content, kind)
@@ -552,6 +561,26 @@ impl Files {
             .find(|id| Some(*id) != eos && is_special(id))
     }
 
+    /// What stands behind every text that is embedded: by the post-processor, or else the end of the text as Qwen has it, which
+    /// the models are trained with.
+    fn ending(&self, table: &Tokens, notes: &mut Vec<String>) -> Option<u32> {
+        const QWEN: &str = "<|endoftext|>";
+        let processor = self.tokenizer.as_ref()?.value("post_processor");
+        let last = |stage: &Value| {
+            let part = stage.get("single")?.as_array()?.last()?;
+            table.id(part.get("SpecialToken")?.get("id")?.as_str()?)
+        };
+        let stages = processor.map(stages).unwrap_or_default();
+        if let Some(id) = stages.into_iter().find_map(last) {
+            return Some(id);
+        }
+        let id = table.id(QWEN)?;
+        notes.push(format!(
+            "tokenizer.json puts nothing behind a text: `{QWEN}` will be, as Microsoft's converter has it"
+        ));
+        Some(id)
+    }
+
     /// The post-processor puts this token in front (or behind).
     fn processor_adds(&self, id: Option<u32>, table: &Tokens, behind: bool) -> Option<bool> {
         let json = self.tokenizer.as_ref()?;
@@ -578,7 +607,11 @@ impl Files {
     ) -> Result<Vocabulary, ConvertError> {
         let mut notes = Vec::new();
         let bos = self.special("bos_token", &table).or(own.bos);
-        let eos = self.special("eos_token", &table).or(own.eos);
+        let ending = match wishes.ends_texts {
+            true => self.ending(&table, &mut notes),
+            false => None,
+        };
+        let eos = ending.or_else(|| self.special("eos_token", &table).or(own.eos));
         let eot = self.end_of_turn(eos, &table);
         let is_spm = matches!(kind, Kind::Spm { .. });
         let said = |key: &str| self.tokenizer_config.as_ref()?.flag(key);
@@ -587,7 +620,14 @@ impl Files {
             .unwrap_or(is_spm);
         let adds_eos = said("add_eos_token")
             .or_else(|| self.processor_adds(eos, &table, true))
-            .unwrap_or(false);
+            .unwrap_or(false)
+            || ending.is_some();
+        if let Some(text) = table.beyond.first() {
+            notes.push(format!(
+                "{} added tokens such as `{text}` are left out: the embedding has no rows for them",
+                table.beyond.len()
+            ));
+        }
         let unused = table.texts.iter().filter(|text| text.is_none()).count();
         if unused > 0 {
             notes.push(format!(

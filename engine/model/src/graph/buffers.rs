@@ -5,7 +5,7 @@ use std::mem;
 use bitnet_kernels::QuantRows;
 
 use super::{Entry, Limits};
-use crate::facts::{ModelFacts, Norm, RopeStyle};
+use crate::facts::{ModelFacts, Norm, RopeStyle, padded_cols};
 use crate::kv::KvCache;
 use crate::protocol::Activation;
 use crate::weights::Weights;
@@ -55,7 +55,7 @@ pub(super) struct Buffers {
     pub(super) turns: Vec<(f32, f32)>,
     /// `[n, n_embd]` residual stream.
     pub(super) x: Vec<f32>,
-    /// `[n, ...]` int8 input of the next ternary matrices.
+    /// `[n, ...]` int8 input of the next ternary matrices, filled up with zeros as their rows are.
     pub(super) quant: QuantRows,
     /// `[n, n_embd]` as much for the up matrix, where it has a norm of its own.
     pub(super) quant_up: QuantRows,
@@ -195,9 +195,9 @@ impl Buffers {
             places: Vec::with_capacity(n),
             turns: Vec::with_capacity(n * shape.rope_freqs.len()),
             x: zeros(n * shape.n_embd),
-            quant: QuantRows::new(n, shape.n_embd.max(n_attn).max(shape.n_ff)),
+            quant: QuantRows::new(n, padded_cols(shape.n_embd.max(n_attn).max(shape.n_ff))),
             quant_up: match shape.input_norms {
-                true => QuantRows::new(n, shape.n_embd),
+                true => QuantRows::new(n, padded_cols(shape.n_embd)),
                 false => QuantRows::new(0, 0),
             },
             added: zeros(n * shape.n_added),

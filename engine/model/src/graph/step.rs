@@ -4,12 +4,13 @@ use std::mem;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bitnet_kernels::{Attend, CacheCell, DenseMatrix, Kernel, QuantRows};
+use bitnet_kernels::{Attend, CacheCell, DenseMatrix, Kernel, QuantRowMut, QuantRows};
 
 use super::Entry;
 use super::buffers::{
     DECODE_PART, PARTS_PER_WORKER, PREFILL_PART, Place, Rows, SHORT_BATCH, Scratch, Shape, turns_of,
 };
+use crate::facts::padded_cols;
 use crate::kv::{HeadCells, HeadCellsMut, KvCache};
 use crate::os::split_columns;
 use crate::pool::Pool;
@@ -188,7 +189,7 @@ impl Step<'_> {
         });
     }
 
-    /// Each row of `x`, behind the norms there are, as int8.
+    /// Each row of `x`, behind the norms there are, as int8; zeros up to the columns of the matrices.
     pub(super) fn norm_quantize(
         &mut self,
         x: &[f32],
@@ -197,7 +198,7 @@ impl Step<'_> {
     ) {
         let (kernel, eps, scratch) = (self.kernel, self.shape.eps, self.scratch);
         let cols = x.len() / self.n_tokens;
-        quant.resize(self.n_tokens, cols);
+        quant.resize(self.n_tokens, padded_cols(cols));
         let rows = x.chunks_exact(cols).zip(quant.rows_mut());
         let n_workers = self.workers_for_rows();
         self.pool.for_each(n_workers, rows, |worker, (row, out)| {
@@ -210,7 +211,10 @@ impl Step<'_> {
                     input = normed;
                 }
             }
-            kernel.quantize(input, out);
+            let QuantRowMut { values, scale, sum } = out;
+            let (values, padding) = values.split_at_mut(cols);
+            padding.fill(0);
+            kernel.quantize(input, QuantRowMut { values, scale, sum });
         });
     }
 

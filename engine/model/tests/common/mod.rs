@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use bitnet_model::engine::Engine;
 use bitnet_model::protocol::{
-    Carried, EngineConfig, Finish, FromEngine, HeadMode, KvType, ModelSource, Overrides,
-    SamplingParams, SlotAction, SlotFault, SlotReport, Submit, TokenProbs, WeightsHome,
+    Carried, Embed, EngineConfig, Finish, FromEngine, HeadMode, KvType, ModelSource, Overrides,
+    Pooling, SamplingParams, SlotAction, SlotFault, SlotReport, Submit, TokenProbs, WeightsHome,
 };
 use bitnet_model::scheduler::{Command, Scheduler};
 use bitnet_model::synth::{Shape, write};
@@ -215,4 +215,41 @@ impl Run {
         }
         outcome
     }
+}
+
+/// Has a text embedded.
+pub(crate) fn ask(run: &mut Run, id: u64, tokens: &[u32], pooling: Option<Pooling>) {
+    let embed = Embed {
+        id,
+        tokens: tokens.to_vec(),
+        pooling,
+        slot: None,
+    };
+    run.scheduler.handle(Command::Embed(Box::new(embed)));
+}
+
+/// The vectors of a text, and how it ended.
+pub(crate) fn told(run: &Run, wanted: u64) -> (Vec<Vec<f32>>, Option<Finish>) {
+    let (mut all, mut end) = (Vec::new(), None);
+    for event in &*run.events.borrow() {
+        match event {
+            FromEngine::Embedding { id, vectors } if *id == wanted => {
+                assert!(end.is_none());
+                all.extend(vectors.clone());
+            }
+            FromEngine::Done { id, finish } if *id == wanted => end = Some(finish.clone()),
+            _ => {}
+        }
+    }
+    (all, end)
+}
+
+/// The vectors of a text, alone.
+pub(crate) fn embed(run: &mut Run, tokens: &[u32], pooling: Option<Pooling>) -> Vec<Vec<f32>> {
+    run.events.borrow_mut().clear();
+    ask(run, 1, tokens, pooling);
+    run.finish();
+    let (vectors, end) = told(run, 1);
+    assert_eq!(end, Some(Finish::Limit));
+    vectors
 }
