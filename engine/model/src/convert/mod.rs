@@ -58,7 +58,7 @@ pub const EMBEDDING_TYPES: &[(&str, TensorType)] = &[
 ];
 
 /// What the new file should be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Packing of the ternary tensors, one of [`OUTTYPES`]; when absent I2_S, or TL2 or TL1 where I2_S can't hold the rows.
     pub outtype: Option<TensorType>,
@@ -74,20 +74,6 @@ pub struct Options {
     pub absmean: bool,
     /// Order of codes in I2_S tensors of the source.
     pub layout: I2sLayout,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            outtype: None,
-            embedding_type: None,
-            tiles: Vec::new(),
-            pre_tokenizer: None,
-            chat_template: None,
-            absmean: false,
-            layout: I2sLayout::default(),
-        }
-    }
 }
 
 /// A file that can be made.
