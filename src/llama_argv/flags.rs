@@ -178,7 +178,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["-jf", "--json-schema-file"], One, Set("json-schema-file"), &[]),
     flag(&["-r", "--reverse-prompt"], One, Set("reverse-prompt"), &[]),
     flag(&["-sp", "--special"], Bare, SetTo("special", "on"), &[]),
-    flag(&["-e", "--escape", "--no-escape", "--warmup", "--no-warmup", "--check-tensors", "--verbose-prompt"], Bare, Accept, &[]),
+    flag(&["-e", "--escape", "--no-escape", "--spm-infill", "--warmup", "--no-warmup", "--check-tensors", "--verbose-prompt"], Bare, Accept, &[]),
     flag(&["--embedding", "--embeddings"], Bare, Accept, &["LLAMA_ARG_EMBEDDINGS"]),
     flag(&["--pooling"], One, Set("pooling"), &[]),
     flag(&["--embd-normalize"], One, Set("embd-normalize"), &[]),
@@ -220,6 +220,6 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["--models-autoload", "--no-models-autoload"], Bare, Accept, &["LLAMA_ARG_MODELS_AUTOLOAD", "LLAMA_ARG_NO_MODELS_AUTOLOAD"]),
     flag(&["--sleep-idle-seconds"], One, Warn("the model stays loaded; its pages are the page cache's"), &[]),
     flag(&["-p", "--prompt", "-sys", "--system-prompt"], One, Set("system-prompt"), &[]),
-    flag(&["-f", "--file", "-bf", "--binary-file", "-sysf", "--system-prompt-file", "--in-prefix", "--in-suffix"], One, Warn("this is a server, not a chat program"), &[]),
+    flag(&["-f", "--file", "-bf", "--binary-file", "-spf", "-sysf", "--system-prompt-file", "--in-prefix", "--in-suffix"], One, Warn("this is a server, not a chat program"), &[]),
     flag(&["-cnv", "--conversation", "-no-cnv", "--no-conversation", "-i", "--interactive", "-if", "--interactive-first", "--color", "-co", "-ins", "--instruct", "-cml", "--chatml", "-st", "--single-turn", "-mli", "--multiline-input", "--in-prefix-bos", "--no-display-prompt"], Bare, Warn("this is a server, not a chat program"), &[]),
 ];

@@ -196,4 +196,23 @@ def _():
     return LocalCompletionsAPI.parse_generations(outputs=reply.json())
 
 
+@check("lm-eval: local-completions, loglikelihood")
+def _():
+    from importlib import import_module
+
+    LocalCompletionsAPI = import_module("lm_eval.models.openai_completions").LocalCompletionsAPI
+    import requests
+
+    def tokens(text):
+        return requests.post(f"{URL}/tokenize", json={"content": text}, timeout=60).json()["tokens"]
+
+    context, likely, unlikely = tokens("Once upon a"), tokens(" time"), tokens(" KV cache")
+    prompts = [context + likely, context + unlikely]
+    body = {"prompt": prompts, "model": "bitnet", "max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0, "seed": 1234}
+    reply = requests.post(f"{URL}/v1/completions", json=body, timeout=60)
+    (first, is_greedy), (second, _) = LocalCompletionsAPI.parse_logprobs(outputs=reply.json(), tokens=prompts, ctxlens=[len(context)] * 2)
+    assert 0 >= first > second and is_greedy, (first, second, is_greedy)
+    return first, second
+
+
 sys.exit(1 if failed else 0)

@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     /// One of these strings.
     Word(&'static [&'static str]),
     List(&'static Kind),
+    /// With at least one.
+    Filled(&'static Kind),
     /// With these fields, and perhaps others.
     Object(&'static [Field]),
     /// With any fields.
@@ -130,7 +132,10 @@ fn check_fields(
 
 fn check_value(at: &Place<'_>, value: &Value, kind: &Kind) -> Result<(), ApiError> {
     match (kind, value) {
-        (Kind::List(kind), Value::Array(items)) => items
+        (Kind::Filled(_), Value::Array(items)) if items.is_empty() => {
+            Err(at.error("must not be empty"))
+        }
+        (Kind::List(kind) | Kind::Filled(kind), Value::Array(items)) => items
             .iter()
             .enumerate()
             .try_for_each(|(i, item)| check_value(&Place::Item(at, i), item, kind)),
@@ -181,7 +186,7 @@ impl Kind {
             Kind::Integer(..) => is_whole(value),
             Kind::Number => value.is_number(),
             Kind::Text | Kind::Word(_) => value.is_string(),
-            Kind::List(_) => value.is_array(),
+            Kind::List(_) | Kind::Filled(_) => value.is_array(),
             Kind::Object(_) | Kind::Map => value.is_object(),
             Kind::Either(kinds) => kinds.iter().any(|kind| kind.takes(value)),
         }
@@ -196,7 +201,7 @@ impl Kind {
             Kind::Number => "a number".into(),
             Kind::Text | Kind::Word(_) => "a string".into(),
             Kind::List(Kind::Text) => "an array of strings".into(),
-            Kind::List(_) => "an array".into(),
+            Kind::List(_) | Kind::Filled(_) => "an array".into(),
             Kind::Object(_) | Kind::Map => "an object".into(),
             Kind::Either(kinds) => {
                 let words: Vec<String> = kinds.iter().map(Kind::words).collect();
@@ -225,6 +230,9 @@ impl Kind {
             Kind::Text => json!({ "type": "string" }),
             Kind::Word(words) => json!({ "type": "string", "enum": words }),
             Kind::List(kind) => json!({ "type": "array", "items": kind.json_schema() }),
+            Kind::Filled(kind) => {
+                json!({ "type": "array", "items": kind.json_schema(), "minItems": 1 })
+            }
             Kind::Object(fields) => object_schema(fields),
             Kind::Map => json!({ "type": "object" }),
             Kind::Either(kinds) => {
@@ -282,7 +290,7 @@ pub(crate) fn is_known(name: &str) -> bool {
     }
     fn in_kind(kind: &Kind, name: &str) -> bool {
         match kind {
-            Kind::List(kind) => in_kind(kind, name),
+            Kind::List(kind) | Kind::Filled(kind) => in_kind(kind, name),
             Kind::Object(fields) => in_fields(fields, name),
             Kind::Either(kinds) => kinds.iter().any(|kind| in_kind(kind, name)),
             _ => false,

@@ -1,7 +1,7 @@
 //! The fields of every request. Sampling numbers with their ranges stand in `request::NUMBERS` and join the tables of
 //! generations.
 
-use super::Kind::{Any, Bool, Either, List, Map, Number, Object, Text, Word};
+use super::Kind::{Any, Bool, Either, Filled, List, Map, Number, Object, Text, Word};
 use super::{COUNT, Field, INTEGER, Kind, field, required};
 
 /// All tables.
@@ -34,19 +34,19 @@ pub(crate) const GENERATION: &[Field] = &[
     field(&["seed"], INTEGER, "negative draws one; only the lower 32 bits count"),
     field(&["n_probs"], COUNT, "report this many alternatives per token"),
     field(&["logprobs"], Either(&[Bool, COUNT]), "chat: a switch; elsewhere the same as `n_probs`"),
-    field(&["top_logprobs"], COUNT, "chat: alternatives per token; needs `logprobs`"),
+    field(&["top_logprobs"], COUNT, "chat: alternatives per token; refused without `logprobs`"),
     field(&["post_sampling_probs"], Bool, "report probabilities after the samplers"),
     field(&["logit_bias"], Either(&[Map, List(&Any)]), "[[token or text, number or false], ..] or {\"token or text\": number or false}"),
     field(&["ignore_eos"], Bool, "never end by itself"),
     field(&["samplers"], Either(&[Text, List(&Any)]), "order of the chain: names, or a string of letters"),
     field(&["dry_sequence_breakers"], List(&Text), "texts no repetition reaches across"),
-    field(&["grammar"], Text, "GBNF the answer follows"),
+    field(&["grammar"], Text, "GBNF the answer follows, or Lark behind `%llguidance {}`; refused if it can't be followed, and beside `tools`"),
     field(&["grammar_lazy"], Bool, "free until a trigger comes up"),
     field(&["grammar_triggers"], List(&Any), "texts and tokens that set the grammar in motion"),
     field(&["tfs_z"], Number, "ignored: llama-server dropped tail-free sampling, too"),
     field(&["penalize_nl"], Any, "ignored: newlines are penalized like other tokens"),
-    field(&["json_schema"], Either(&[Map, Bool, Text]), "JSON schema the answer follows"),
-    field(&["response_format"], Map, "{\"type\": \"text\"}, \"json_object\" or \"json_schema\""),
+    field(&["json_schema"], Either(&[Map, Bool, Text]), "JSON schema the answer follows; refused if it can't be followed, and beside `grammar`"),
+    field(&["response_format"], Map, "{\"type\": \"text\"}, \"json_object\" or \"json_schema\"; other types are refused"),
     field(&["cache_prompt"], Bool, "reuse what is cached of the prompt's beginning"),
     field(&["id_slot"], AT_LEAST_MINUS_ONE, "slot to run in; -1 is any"),
     field(&["n_keep"], AT_LEAST_MINUS_ONE, "prompt tokens kept when the context is shifted; -1 is all"),
@@ -57,7 +57,7 @@ pub(crate) const GENERATION: &[Field] = &[
     field(&["response_fields"], List(&Text), "only these fields in the reply; `a/b` lifts b"),
     field(&["sse_ping_interval"], AT_LEAST_MINUS_ONE, "seconds of silence before a comment line; 0 is never"),
     field(&["verbose"], Bool, "add the native reply as `__verbose`"),
-    field(&["echo"], Bool, "text completions: repeat the prompt"),
+    field(&["echo"], Bool, "text completions: repeat the prompt; with `logprobs` say how likely its tokens are"),
     field(&["functions"], List(&Any), "OpenAI's former name of `tools`; refused unless empty"),
     field(&["lora"], List(&Any), "refused unless empty"),
     field(&["image_data"], List(&Any), "refused unless empty"),
@@ -98,7 +98,11 @@ const TOOL_CHOICE: Field = field(
 
 /// A part of a message; what else it holds depends on its type.
 const PART: Kind = Object(&[
-    required(&["type"], Text, "`text`; others are refused"),
+    required(
+        &["type"],
+        Text,
+        "`text`, `input_text`, `output_text` or `refusal`; images, audio and others are refused",
+    ),
     field(&["text"], Text, ""),
 ]);
 
@@ -108,7 +112,11 @@ const MESSAGE: Kind = Object(&[
         Text,
         "`system`, `developer`, `user`, `assistant`, `tool`, or what the template knows",
     ),
-    field(&["content"], Either(&[Text, List(&PART)]), ""),
+    field(
+        &["content"],
+        Either(&[Text, List(&PART)]),
+        "needed unless `role` is `assistant` or `tool`",
+    ),
     field(
         &["tool_calls"],
         List(&Object(&[
@@ -130,7 +138,7 @@ const MESSAGE: Kind = Object(&[
 pub(crate) const CHAT: &[Field] = &[
     required(
         &["messages"],
-        List(&MESSAGE),
+        Filled(&MESSAGE),
         "a last one of the assistant is continued",
     ),
     field(
@@ -208,7 +216,7 @@ pub(crate) const RESPONSES: &[Field] = &[
 pub(crate) const MESSAGES: &[Field] = &[
     required(
         &["messages"],
-        List(&Object(&[
+        Filled(&Object(&[
             required(&["role"], Text, ""),
             required(&["content"], Either(&[Text, List(&PART)]), ""),
         ])),

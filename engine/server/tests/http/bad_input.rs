@@ -193,8 +193,8 @@ fn wrong_fields() {
         ),
         (
             "/completion",
-            json!({ "prompt": "x", "adaptive_target": 0.5 }),
-            "'adaptive_target'",
+            json!({ "prompt": "x", "adaptive_decay": 1.5 }),
+            "'adaptive_decay'",
         ),
         (
             "/completion",
