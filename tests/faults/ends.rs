@@ -181,13 +181,8 @@ fn engines_that_always_die_while_they_load_end_the_server() {
     killer.join().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
-    let end: Vec<_> = text.lines().rev().take(2).collect();
-    assert!(
-        end[1].starts_with("error: ") && end[1].contains("5 times"),
-        "{text}"
-    );
-    assert!(
-        end[0].starts_with("hint: ") && end[0].contains("memory"),
-        "{text}"
-    );
+    let said = text.lines().any(|line| {
+        line.starts_with("error: ") && line.contains("5 times") && line.contains("SIGKILL")
+    });
+    assert!(said, "{text}");
 }

@@ -36,7 +36,8 @@ fn a_model_that_is_truncated_while_it_is_mapped() {
             (line.contains("can't load") && line.contains("model.gguf")).then_some(())
         });
         server.wait_for_log(|line| {
-            (line.contains("hint") && line.contains("model file changed")).then_some(())
+            (line.contains("hint") && line.contains("replace model files by renaming"))
+                .then_some(())
         });
         // Somebody copies the right file back.
         let part = path.with_extension("part");

@@ -218,8 +218,9 @@ mod tests {
     /// The worst relative error over the range, every 997th f32 on either side of zero.
     #[test]
     fn exp_is_within_its_bound() {
-        let positive = (0..=lanes::exp::HIGHEST.to_bits()).step_by(997);
-        let negative = ((-0.0f32).to_bits()..=lanes::exp::LOWEST.to_bits()).step_by(997);
+        let step = if cfg!(miri) { 9_999_991 } else { 997 };
+        let positive = (0..=lanes::exp::HIGHEST.to_bits()).step_by(step);
+        let negative = ((-0.0f32).to_bits()..=lanes::exp::LOWEST.to_bits()).step_by(step);
         let inputs: Vec<f32> = positive.chain(negative).map(f32::from_bits).collect();
         let mut worst = (0.0, 0.0);
         for x in inputs.chunks(32) {
