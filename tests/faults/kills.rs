@@ -17,7 +17,7 @@ const KILLS: usize = 25;
 const CLIENTS: u64 = 4;
 /// Different requests of each client, in turns.
 const KINDS: u64 = 3;
-const N_PREDICT: usize = 400;
+const N_PREDICT: usize = 150;
 
 /// Streams and whole answers, texts and chats, sampled and greedy.
 fn request(client: u64, kind: u64) -> (&'static str, Value) {
