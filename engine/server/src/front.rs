@@ -89,7 +89,8 @@ fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiErr
         }
     };
     let file = page::is_in_folder(app, request.method(), route);
-    if !(public || file) && !auth::allows(&app.config.api_keys, request.headers()) {
+    let is_open = public || file;
+    if !is_open && !auth::allows(&app.config.api_keys, request.headers()) {
         return Err(ApiError::unauthorized());
     }
     let always = file

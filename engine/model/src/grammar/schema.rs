@@ -8,8 +8,11 @@ use serde_json::{Map, Value, json};
 
 use super::GrammarError;
 
+/// A keyword, and whether a value of it excludes nothing.
+type NotFollowed = (&'static str, fn(&Value) -> bool);
+
 /// Keywords that exclude answers and are not followed, and the values that exclude none.
-const NOT_FOLLOWED: &[(&str, fn(&Value) -> bool)] = &[
+const NOT_FOLLOWED: &[NotFollowed] = &[
     ("not", |_| false),
     ("if", |_| false),
     ("contains", |_| false),
@@ -117,7 +120,7 @@ pub(super) fn normalized(mut schema: Map<String, Value>) -> Map<String, Value> {
 pub(super) fn object_at_least(mut schema: Map<String, Value>) -> Map<String, Value> {
     infer_type(&mut schema);
     let speaks = |name: &&str| schema.contains_key(*name);
-    if !speaks(&"type") && !INSTEAD_OF_TYPE.iter().any(|name| speaks(name)) {
+    if !speaks(&"type") && !INSTEAD_OF_TYPE.iter().any(speaks) {
         schema.insert("type".to_owned(), json!("object"));
     }
     schema
