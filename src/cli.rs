@@ -89,6 +89,11 @@ pub(crate) enum Task {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Write manual pages, one per command
+    Man {
+        /// Directory for them; made if missing
+        dir: PathBuf,
+    },
     /// Serve with llama-server's own flags
     #[command(name = "llama-server", disable_help_flag = true)]
     LlamaServer {

@@ -45,6 +45,7 @@ impl Sockets {
             &settings.hosts.value,
             settings.port.value,
             settings.reuse_port.value,
+            announce,
         )?;
         Ok(Sockets { sockets, tls })
     }
@@ -148,7 +149,12 @@ fn with_address(listener: Listener) -> io::Result<Socket> {
 }
 
 /// Hosts that mean every address come first: they take in the others, which the system would refuse beside them.
-fn bind_all(hosts: &[String], port: u16, reuse_port: bool) -> Result<Vec<Socket>, Failure> {
+fn bind_all(
+    hosts: &[String],
+    port: u16,
+    reuse_port: bool,
+    announce: impl Fn(&str, u16),
+) -> Result<Vec<Socket>, Failure> {
     let mut hosts: Vec<&String> = hosts.iter().collect();
     hosts.sort_by_key(|host| match host.parse() {
         Ok(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => 0,
@@ -187,6 +193,26 @@ fn takes_in(socket: &Socket, ip: IpAddr) -> bool {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => ip.is_ipv4(),
         bound => bound == ip,
     }
+}
+
+/// Sockets for agent checks on the hosts' addresses, if there is a port for them; 0 takes any free one, the same for all.
+///
+/// # Errors
+/// When a host has no address that can be bound, or the port is in use.
+pub(crate) fn bind_agent(settings: &Settings) -> Result<Vec<TcpListener>, Failure> {
+    let Some(port) = settings.agent_check_port.value else {
+        return Ok(Vec::new());
+    };
+    let is_name = |host: &&String| !host.ends_with(".sock");
+    let hosts = settings.hosts.value.iter().filter(is_name);
+    let hosts: Vec<String> = hosts.cloned().collect();
+    let told = |_: &str, port| tracing::info!("agent checks are answered on port {port}");
+    let sockets = bind_all(&hosts, port, false, told)?;
+    let listeners = sockets.into_iter().filter_map(|socket| match socket {
+        Socket::Tcp(listener, _) => Some(listener),
+        Socket::Unix(..) => None,
+    });
+    Ok(listeners.collect())
 }
 
 /// All addresses of a host, so that `localhost` is reached by IPv4 and IPv6. One that this machine lacks is left out.
@@ -313,7 +339,7 @@ mod tests {
 
     fn bound(hosts: &[&str], port: u16) -> Result<Sockets, Failure> {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        let sockets = bind_all(&hosts, port, false)?;
+        let sockets = bind_all(&hosts, port, false, announce)?;
         Ok(Sockets { sockets, tls: None })
     }
 
@@ -346,12 +372,12 @@ mod tests {
     #[test]
     fn a_shared_port_is_bound_twice() {
         let hosts = ["127.0.0.1".to_owned()];
-        let first = bind_all(&hosts, 0, true).unwrap();
+        let first = bind_all(&hosts, 0, true, announce).unwrap();
         let Socket::Tcp(_, address) = &first[0] else {
             panic!("no TCP socket");
         };
-        assert!(bind_all(&hosts, address.port(), true).is_ok());
-        assert!(bind_all(&hosts, address.port(), false).is_err());
+        assert!(bind_all(&hosts, address.port(), true, announce).is_ok());
+        assert!(bind_all(&hosts, address.port(), false, announce).is_err());
     }
 
     #[test]

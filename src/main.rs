@@ -15,6 +15,7 @@ mod interrupt;
 mod listen;
 mod llama_argv;
 mod logging;
+mod man;
 mod models;
 mod perplexity;
 mod plan;
@@ -132,6 +133,7 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
             std::io::stdout().write_all(&script)?;
             Ok(ExitCode::SUCCESS)
         }
+        Some(Task::Man { dir }) => man::run(&dir),
         Some(Task::Engine(args)) => engine_main::run(&args),
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::connections;
 use crate::demo;
-use crate::listen::Sockets;
+use crate::listen::{self, Sockets};
 use crate::settings::{Settings, environment};
 use crate::startup::{self, Prepared};
 use crate::status::Watch;
@@ -142,6 +142,9 @@ impl Server {
         let mut listeners = JoinSet::new();
         for listener in sockets.into_listeners() {
             listeners.spawn(bitnet_server::serve(listener, Arc::clone(&app)));
+        }
+        for listener in listen::bind_agent(&settings)? {
+            tokio::spawn(bitnet_server::serve_agent(listener, Arc::clone(&app)));
         }
         let opening = tokio::task::spawn_blocking({
             let (app, watch) = (Arc::clone(&app), Arc::clone(&watch));
@@ -460,6 +463,7 @@ fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
         },
         api_prefix: settings.api_prefix.value.clone(),
         slots_endpoint: settings.slots.value,
+        full_speed_tok_s: f64::from(settings.full_speed_tok_s.value),
         metrics_endpoint: settings.metrics.value,
         props_endpoint: settings.props.value,
         page: settings.ui.value,

@@ -346,6 +346,10 @@ pub(crate) struct Settings {
     pub ui: Setting<bool>,
     /// Bound of the queue.
     pub max_queue: Setting<usize>,
+    /// Port for HAProxy's agent check; 0 is any, `None` is none.
+    pub agent_check_port: Setting<Option<u16>>,
+    /// Answer tokens per second that have full weight among servers.
+    pub full_speed_tok_s: Setting<f32>,
     /// Largest request body, in bytes.
     pub max_body_bytes: Setting<usize>,
     /// Time for running answers after SIGTERM.

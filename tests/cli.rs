@@ -256,6 +256,21 @@ fn completions_name_the_commands() {
 }
 
 #[test]
+fn manual_pages_are_one_per_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = launch(&["man", dir.path().to_str().unwrap()], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for (page, says) in [
+        ("bitnet-launch.1", "BitNet"),
+        ("bitnet-launch-pull.1", "ORG/REPO"),
+    ] {
+        let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
+        assert!(text.contains(says), "{page}");
+    }
+    assert!(!dir.path().join("bitnet-launch-engine.1").exists());
+}
+
+#[test]
 fn a_full_disk_behind_standard_output_is_no_panic() {
     let Ok(full) = std::fs::File::options().write(true).open("/dev/full") else {
         return eprintln!("skipped: no /dev/full here");

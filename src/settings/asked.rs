@@ -197,6 +197,8 @@ impl Asked {
             cors_credentials: self.or("cors-credentials", true, values::switch)?,
             ui: self.or("ui", true, values::switch)?,
             max_queue: self.or("max-queue", 64, values::count)?,
+            agent_check_port: self.or("agent-check-port", None, |v| values::port(v).map(Some))?,
+            full_speed_tok_s: self.or("full-speed", 100.0, values::positive)?,
             max_body_bytes: self.or("max-body", 64 << 20, values::megabytes)?,
             drain_timeout: self.or("drain-timeout", Duration::from_secs(4), values::seconds)?,
             hang_timeout: self.optional("hang-timeout", values::hang_timeout)?,

@@ -294,6 +294,20 @@ pub(crate) const KEYS: &[Key] = &[
     value(NETWORK, "api-key-file", "FILE", "File with one key per line; `#` begins a comment").env(&["LLAMA_ARG_API_KEY_FILE"]),
     switch(NETWORK, "public-models", "Serve /models without a key").default("off"),
     value(NETWORK, "max-queue", "N", "Requests waiting for a slot before further ones get status 429").default("64"),
+    value(
+        NETWORK,
+        "agent-check-port",
+        "N",
+        "Tell HAProxy's agent check state, weight and connections on this port; 0 takes any free one and prints it",
+    )
+    .default("none"),
+    value(
+        NETWORK,
+        "full-speed",
+        "TOKENS_PER_SECOND",
+        "Load balancers are told full weight at this measured speed, and less in proportion; the same on all servers",
+    )
+    .default("100"),
     value(NETWORK, "max-body", "MB", "Larger request bodies get status 413").default("64"),
     value(NETWORK, "drain-timeout", "SECONDS", "At SIGTERM, time for running answers to finish").default("4"),
     value(NETWORK, "timeout", "SECONDS", "A client that takes or sends no bytes for this long is gone; for what it sends, 60 at most")

@@ -178,6 +178,10 @@ pub struct BackendCounters {
     pub processing: usize,
     /// Jobs waiting.
     pub deferred: usize,
+    /// Jobs that may wait.
+    pub queue_bound: usize,
+    /// Jobs that can run at the same time.
+    pub slots: usize,
     /// Engine processes started after the first.
     pub engine_restarts: u64,
     /// Forward passes (sum over engines).

@@ -62,6 +62,8 @@ pub struct ServerConfig {
     pub cors: Cors,
     /// Put before every route, for example `/llm`; empty or starting with `/`, not ending with one.
     pub api_prefix: String,
+    /// Answer tokens per second of a server that load balancers should give its full weight.
+    pub full_speed_tok_s: f64,
     /// Serve `GET /slots`.
     pub slots_endpoint: bool,
     /// Serve `GET /metrics`.
@@ -116,6 +118,7 @@ impl Default for ServerConfig {
             slot_save_path: None,
             cors: Cors::default(),
             api_prefix: String::new(),
+            full_speed_tok_s: 100.0,
             slots_endpoint: true,
             metrics_endpoint: true,
             props_endpoint: false,

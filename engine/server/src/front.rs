@@ -11,12 +11,16 @@ use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, head
 use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
 use tower::ServiceExt;
+use tracing::{Instrument, Span};
 
 use crate::app::App;
 use crate::config::Cors;
 use crate::error::ApiError;
+use crate::metrics::Kind;
 use crate::serve::Visit;
-use crate::{auth, body, page, proxy, reply};
+use crate::trace::{TRACEPARENT, Trace};
+use crate::visited::Visited;
+use crate::{auth, body, capacity, page, proxy, reply};
 
 /// Log target of the request lines.
 const ACCESS: &str = "bitnet_server::access";
@@ -39,6 +43,12 @@ pub(crate) async fn handle(visit: Visit, request: Request<Incoming>) -> Response
     let mut request = body::may_stay_unread(request);
     trim_trailing_slash(&mut request);
     let id = request_id(&request);
+    let trace = Trace::of(request.headers());
+    if let Some(trace) = &trace {
+        request.headers_mut().insert(TRACEPARENT, trace.header());
+    }
+    let span = span(&id, trace.as_ref());
+    let load_format = capacity::format_asked(request.headers());
     let origin = request.headers().get(header::ORIGIN).cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
 
@@ -47,26 +57,67 @@ pub(crate) async fn handle(visit: Visit, request: Request<Incoming>) -> Response
     } else if let Err(error) = admit(&app, &request, crowded) {
         error.into_response()
     } else {
-        no_panic(router.oneshot(request)).await
+        let answer = no_panic(router.oneshot(request));
+        answer.instrument(span.clone()).await
     };
 
     let headers = response.headers_mut();
     headers.insert(header::SERVER, SERVER);
     headers.insert(REQUEST_ID, id.clone());
+    if let Some(trace) = &trace {
+        headers.insert(TRACEPARENT, trace.header());
+    }
+    capacity::report(&app, load_format.as_ref(), headers);
     allow_origin(&app.config.cors, origin, headers);
-    log(&id, &method, &path, response.status(), started.elapsed());
-    response
+    let visitor = Visitor { id, trace };
+    visitor.log(&method, &path, response.status(), started.elapsed());
+    let route = path.strip_prefix(app.config.api_prefix.as_str());
+    let kind = Kind::of(route.unwrap_or(&path), response.status().as_u16());
+    response.map(|inner| {
+        Body::new(Visited {
+            inner,
+            span,
+            app,
+            kind,
+            started,
+        })
+    })
 }
 
-/// One line per request, at its head; those of probes only for who wants details.
-fn log(id: &HeaderValue, method: &Method, path: &str, status: StatusCode, took: Duration) {
-    let (id, status) = (id.to_str().unwrap_or_default(), status.as_u16());
-    let ms = took.as_millis() as u64;
-    match path {
-        "/health" | "/v1/health" | "/metrics" | "/slots" | "/status" if status == 200 => {
-            tracing::debug!(target: ACCESS, "{method} {path} {status} in {ms} ms, request {id}");
+/// Names the request in log lines of its making.
+fn span(id: &HeaderValue, trace: Option<&Trace>) -> Span {
+    let id = id.to_str().unwrap_or_default();
+    match trace {
+        Some(trace) => tracing::info_span!("request", id, trace = %trace.id),
+        None => tracing::info_span!("request", id),
+    }
+}
+
+/// Who asked.
+struct Visitor {
+    id: HeaderValue,
+    trace: Option<Trace>,
+}
+
+impl Visitor {
+    /// One line per request, at its head; those of probes only for who wants details.
+    fn log(&self, method: &Method, path: &str, status: StatusCode, took: Duration) {
+        let id = self.id.to_str().unwrap_or_default();
+        let trace = match &self.trace {
+            Some(trace) => format!(", trace {}", trace.id),
+            None => String::new(),
+        };
+        let (status, ms) = (status.as_u16(), took.as_millis() as u64);
+        match path {
+            "/health" | "/v1/health" | "/metrics" | "/slots" | "/status" | "/capacity"
+                if status == 200 =>
+            {
+                tracing::debug!(target: ACCESS, "{method} {path} {status} in {ms} ms, request {id}{trace}");
+            }
+            _ => {
+                tracing::info!(target: ACCESS, "{method} {path} {status} in {ms} ms, request {id}{trace}");
+            }
         }
-        _ => tracing::info!(target: ACCESS, "{method} {path} {status} in {ms} ms, request {id}"),
     }
 }
 
@@ -97,7 +148,7 @@ fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiErr
         || route.starts_with(page::FILES)
         || matches!(
             route,
-            "/health" | "/v1/health" | "/" | "" | "/metrics" | "/status"
+            "/health" | "/v1/health" | "/" | "" | "/metrics" | "/status" | "/capacity"
         );
     if crowded && !always {
         return Err(ApiError::too_many_connections());

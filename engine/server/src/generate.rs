@@ -162,6 +162,9 @@ impl Choice {
                 self.timings.cached = cached;
                 self.timings.prompt_n = total.saturating_sub(cached);
                 self.timings.prompt_ms = ms;
+                if self.prompt_seen.is_none() {
+                    app.metrics.began(self.asked_at.elapsed());
+                }
                 let before = self.prompt_seen.unwrap_or(cached);
                 app.metrics.prompt_tokens(processed.saturating_sub(before));
                 self.prompt_seen = Some(processed);
@@ -307,6 +310,15 @@ impl Choice {
                 self.text.contains('\n') && last.saturating_duration_since(first) > limit
             }
             _ => false,
+        }
+    }
+
+    /// Counts and logs an answer that has ended.
+    fn leave(&self, task: u64, end: End, app: &App) {
+        self.log(task, end);
+        app.metrics.finished(self.finished(end));
+        if self.prompt_seen.is_some() {
+            app.metrics.left();
         }
     }
 
@@ -512,16 +524,14 @@ impl Run {
     /// Counts an answer and forgets it; its handle cancels what may still run.
     fn retire(&mut self, at: usize, end: End) {
         let (choice, handle) = self.running.remove(at);
-        choice.log(handle.id, end);
-        self.app.metrics.finished(choice.finished(end));
+        choice.leave(handle.id, end, &self.app);
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
         for (choice, handle) in self.running.drain(..) {
-            choice.log(handle.id, End::Cancelled);
-            self.app.metrics.finished(choice.finished(End::Cancelled));
+            choice.leave(handle.id, End::Cancelled, &self.app);
         }
     }
 }

@@ -4,10 +4,12 @@
 //! header is read and the plan made, [`App::drain`] to end. Until the model is set and the backend ready, every route
 //! answers 503 `Loading model`. [`App::in_front_of`] makes one that hands requests on to another server, see [`proxy`].
 
+mod agent;
 mod app;
 mod auth;
 pub mod backend;
 mod body;
+mod capacity;
 mod chat;
 mod clock;
 mod completion;
@@ -44,9 +46,12 @@ mod timeout;
 mod tls;
 mod tokens;
 mod tools;
+mod trace;
 mod values;
+mod visited;
 mod writer;
 
+pub use agent::serve_agent;
 pub use app::App;
 pub use config::{ApiKeys, Cors, ServerConfig};
 pub use error::ApiError;

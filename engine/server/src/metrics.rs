@@ -1,6 +1,11 @@
 //! Counters and histograms, and their Prometheus text: llama-server's names under `llamacpp:`, our own under `bitnet_`.
 
-use std::fmt::{self, Write};
+mod durations;
+mod histogram;
+mod speed;
+mod text;
+
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,14 +14,24 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
-use crate::backend::{BackendCounters, BackendState, SlotView};
 use crate::error::ApiError;
+
+use self::durations::Durations;
+pub(crate) use self::durations::Kind;
+use self::histogram::Histogram;
+use self::speed::Speed;
+use self::text::Scene;
 
 /// Upper bounds in seconds for the time to the first token.
 const FIRST_TOKEN_BOUNDS_S: &[f64] = &[0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0];
 /// Upper bounds in seconds for the time between two tokens.
 const PER_TOKEN_BOUNDS_S: &[f64] = &[
     0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0,
+];
+
+/// Upper bounds in seconds for the time in the queue.
+const QUEUE_BOUNDS_S: &[f64] = &[
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
 
 /// Counted by the server process since it started.
@@ -34,6 +49,9 @@ struct Totals {
     n_tokens_max: u64,
     first_token: Histogram,
     per_token: Histogram,
+    queue_wait: Histogram,
+    durations: Durations,
+    speed: Speed,
     requests: u64,
     cancelled: u64,
     failed: u64,
@@ -105,6 +123,9 @@ impl Metrics {
             n_tokens_max: 0,
             first_token: Histogram::new(FIRST_TOKEN_BOUNDS_S),
             per_token: Histogram::new(PER_TOKEN_BOUNDS_S),
+            queue_wait: Histogram::new(QUEUE_BOUNDS_S),
+            durations: Durations::default(),
+            speed: Speed::new(Instant::now()),
             requests: 0,
             cancelled: 0,
             failed: 0,
@@ -143,6 +164,40 @@ impl Metrics {
         })
     }
 
+    /// A slot began with a request that had waited for this long.
+    pub(crate) fn began(&self, waited: Duration) {
+        self.with(|totals| {
+            totals.queue_wait.observe(waited.as_secs_f64());
+            totals.speed.begin(Instant::now());
+        });
+    }
+
+    /// The slot of one that had begun is free again.
+    pub(crate) fn left(&self) {
+        self.with(|totals| totals.speed.end(Instant::now()));
+    }
+
+    /// A request was answered to the last byte, or its client went away.
+    pub(crate) fn request(&self, kind: Kind, took: Duration) {
+        self.with(|totals| totals.durations.observe(kind, took));
+    }
+
+    /// Answer tokens per second of work if measured, and requests per second.
+    pub(crate) fn speed(&self) -> (Option<f64>, f64) {
+        self.with(|totals| {
+            totals.speed.advance(Instant::now());
+            (totals.speed.tokens_s(), totals.speed.requests_s())
+        })
+    }
+
+    /// The durations of requests as Prometheus text.
+    pub(crate) fn durations(&self) -> String {
+        let durations = self.with(|totals| totals.durations.clone());
+        let mut out = String::new();
+        durations.write(&mut out);
+        out
+    }
+
     /// So many more prompt tokens are in the cache.
     pub(crate) fn prompt_tokens(&self, more: usize) {
         self.with(|totals| totals.prompt_seen += more as u64);
@@ -151,6 +206,7 @@ impl Metrics {
     pub(crate) fn first_token(&self, after: Duration) {
         self.with(|totals| {
             totals.first_token.observe(after.as_secs_f64());
+            totals.speed.token(Instant::now());
             totals.predicted_seen += 1;
         });
     }
@@ -158,6 +214,7 @@ impl Metrics {
     pub(crate) fn next_token(&self, after: Duration) {
         self.with(|totals| {
             totals.per_token.observe(after.as_secs_f64());
+            totals.speed.token(Instant::now());
             totals.predicted_seen += 1;
         });
     }
@@ -189,6 +246,7 @@ impl Metrics {
     /// The totals now; the next scrape's averages start here.
     fn scrape(&self) -> Totals {
         self.with(|totals| {
+            totals.speed.advance(Instant::now());
             let now = totals.clone();
             totals.scraped = totals.all;
             now
@@ -208,10 +266,7 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Api
         started_unix: app.metrics.started_unix(),
         counters: app.backend.counters(),
         slots: app.backend.slots(),
-        slot_context: app.model().map_or(0, |model| model.card.slot_context),
-        kernel: app
-            .model()
-            .map_or_else(String::new, |model| model.card.kernel.clone()),
+        model: app.model(),
         version: app.config.version.clone(),
         state: app.state(),
     };
@@ -226,370 +281,15 @@ pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Api
     Ok((headers, scene.text()).into_response())
 }
 
-/// Everything one scrape shows.
-struct Scene {
-    totals: Totals,
-    started_unix: f64,
-    counters: BackendCounters,
-    slots: Vec<SlotView>,
-    slot_context: usize,
-    kernel: String,
-    version: String,
-    state: BackendState,
-}
-
-impl Scene {
-    fn text(&self) -> String {
-        let mut out = String::with_capacity(8 << 10);
-        self.llamacpp(&mut out);
-        self.own(&mut out);
-        out
-    }
-
-    fn llamacpp(&self, out: &mut String) {
-        let all = self.totals.all;
-        let last = self.totals.scraped;
-        let mut put = |kind: &str, name: &str, help: &str, value: f64| {
-            sample(out, kind, &format!("llamacpp:{name}"), help, "", value);
-        };
-        put(
-            "counter",
-            "prompt_tokens_total",
-            "Number of prompt tokens processed, cached ones excluded.",
-            all.prompt_tokens as f64,
-        );
-        put(
-            "counter",
-            "prompt_tokens_cached_total",
-            "Number of prompt tokens found in the cache.",
-            all.prompt_cached as f64,
-        );
-        put(
-            "counter",
-            "prompt_seconds_total",
-            "Prompt process time.",
-            all.prompt_s,
-        );
-        put(
-            "counter",
-            "tokens_predicted_total",
-            "Number of generation tokens processed.",
-            all.predicted as f64,
-        );
-        put(
-            "counter",
-            "tokens_predicted_seconds_total",
-            "Predict process time.",
-            all.predicted_s,
-        );
-        put(
-            "counter",
-            "n_decode_total",
-            "Total number of forward passes.",
-            self.counters.decode_steps as f64,
-        );
-        put(
-            "counter",
-            "n_tokens_max",
-            "Largest observed number of tokens in a sequence.",
-            self.totals.n_tokens_max as f64,
-        );
-        put(
-            "gauge",
-            "n_busy_slots_per_decode",
-            "Average number of sequences advanced per forward pass.",
-            self.busy_per_step(),
-        );
-        put(
-            "gauge",
-            "prompt_tokens_seconds",
-            "Average prompt throughput in tokens/s since the last scrape.",
-            ratio(
-                (all.prompt_tokens - last.prompt_tokens) as f64,
-                all.prompt_s - last.prompt_s,
-            ),
-        );
-        put(
-            "gauge",
-            "predicted_tokens_seconds",
-            "Average generation throughput in tokens/s since the last scrape.",
-            ratio(
-                (all.predicted - last.predicted) as f64,
-                all.predicted_s - last.predicted_s,
-            ),
-        );
-        let kv_tokens: usize = self.slots.iter().map(|slot| slot.kv_tokens).sum();
-        let kv_room = self.slots.len() * self.slot_context;
-        put(
-            "gauge",
-            "kv_cache_usage_ratio",
-            "KV-cache usage. 1 means 100 percent usage.",
-            ratio(kv_tokens as f64, kv_room as f64),
-        );
-        put(
-            "gauge",
-            "kv_cache_tokens",
-            "KV-cache tokens.",
-            kv_tokens as f64,
-        );
-        put(
-            "gauge",
-            "requests_processing",
-            "Number of requests processing.",
-            self.counters.processing as f64,
-        );
-        put(
-            "gauge",
-            "requests_deferred",
-            "Number of requests deferred.",
-            self.counters.deferred as f64,
-        );
-        put(
-            "counter",
-            "spec_decode_num_draft_tokens_total",
-            "Number of draft tokens.",
-            0.0,
-        );
-        put(
-            "counter",
-            "spec_decode_num_accepted_tokens_total",
-            "Number of accepted draft tokens.",
-            0.0,
-        );
-        put(
-            "counter",
-            "spec_decode_num_drafts_total",
-            "Number of drafts.",
-            0.0,
-        );
-    }
-
-    /// Each forward pass yields one token per sequence that decodes in it.
-    fn busy_per_step(&self) -> f64 {
-        ratio(
-            self.totals.all.predicted as f64,
-            self.counters.decode_steps as f64,
-        )
-    }
-
-    fn own(&self, out: &mut String) {
-        let labels = format!(
-            "{{version=\"{}\",kernel=\"{}\"}}",
-            label(&self.version),
-            label(&self.kernel)
-        );
-        sample(
-            out,
-            "gauge",
-            "bitnet_build_info",
-            "Version and kernel in use; always 1.",
-            &labels,
-            1.0,
-        );
-        let ready = f64::from(u8::from(self.state == BackendState::Ready));
-        sample(
-            out,
-            "gauge",
-            "bitnet_ready",
-            "1 when requests are served now.",
-            "",
-            ready,
-        );
-        sample(
-            out,
-            "gauge",
-            "bitnet_process_start_time_seconds",
-            "Start of the server process, seconds since 1970.",
-            "",
-            self.started_unix,
-        );
-        sample(
-            out,
-            "gauge",
-            "bitnet_slots",
-            "Sequences that can run at the same time.",
-            "",
-            self.slots.len() as f64,
-        );
-        sample(
-            out,
-            "counter",
-            "bitnet_engine_restarts_total",
-            "Engine processes started after the first.",
-            "",
-            self.counters.engine_restarts as f64,
-        );
-        sample(
-            out,
-            "counter",
-            "bitnet_generations_total",
-            "Generations that ended, however.",
-            "",
-            self.totals.requests as f64,
-        );
-        sample(
-            out,
-            "counter",
-            "bitnet_generations_cancelled_total",
-            "Generations whose client went away.",
-            "",
-            self.totals.cancelled as f64,
-        );
-        sample(
-            out,
-            "counter",
-            "bitnet_generations_failed_total",
-            "Generations that ended with an error.",
-            "",
-            self.totals.failed as f64,
-        );
-        sample(
-            out,
-            "counter",
-            "bitnet_embedding_tokens_total",
-            "Tokens of texts that were embedded.",
-            "",
-            self.totals.embedded as f64,
-        );
-        self.usage(out);
-        self.totals.first_token.write(
-            out,
-            "bitnet_first_token_seconds",
-            "Time from the request to its first token.",
-        );
-        self.totals.per_token.write(
-            out,
-            "bitnet_token_seconds",
-            "Time between two tokens of one answer.",
-        );
-    }
-}
-
-impl Scene {
-    /// Only what was measured; where there is no energy counter, the reason stands as a label.
-    fn usage(&self, out: &mut String) {
-        let usage = &self.counters.usage;
-        if let Some(seconds) = usage.engine_cpu_s {
-            sample(
-                out,
-                "counter",
-                "bitnet_engine_cpu_seconds_total",
-                "CPU time of the engine processes.",
-                "",
-                seconds,
-            );
-        }
-        if let Some(seconds) = usage.quota_throttled_s {
-            sample(
-                out,
-                "counter",
-                "bitnet_quota_throttled_seconds_total",
-                "Time that a CPU quota kept threads of this control group waiting.",
-                "",
-                seconds,
-            );
-        }
-        let Some(source) = &usage.energy_source else {
-            return;
-        };
-        let (available, labels) = match source {
-            Ok(source) => (1.0, format!("{{source=\"{}\"}}", label(source))),
-            Err(reason) => (0.0, format!("{{reason=\"{}\"}}", label(reason))),
-        };
-        sample(
-            out,
-            "gauge",
-            "bitnet_energy_available",
-            "1 when an energy counter can be read, 0 with the reason.",
-            &labels,
-            available,
-        );
-        if let Some(joules) = usage.energy_j {
-            sample(
-                out,
-                "counter",
-                "bitnet_energy_joules_total",
-                "Energy of the machine's processors since the server started, others' work and idle power included.",
-                &labels,
-                joules,
-            );
-        }
-    }
-}
-
-fn sample(out: &mut String, kind: &str, name: &str, help: &str, labels: &str, value: f64) {
-    let value = if value.is_finite() { value } else { 0.0 };
-    let _ = writeln!(
-        out,
-        "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{labels} {value}"
-    );
-}
-
 /// `a / b`, 0 where that is no number.
 pub(crate) fn ratio(a: f64, b: f64) -> f64 {
     if b > 0.0 && a.is_finite() { a / b } else { 0.0 }
 }
 
-fn label(text: &str) -> String {
-    text.replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
-}
-
-/// Counts per bucket; cumulative only when written.
-#[derive(Clone)]
-struct Histogram {
-    bounds: &'static [f64],
-    /// One per bound and one above all.
-    counts: Vec<u64>,
-    sum: f64,
-}
-
-impl Histogram {
-    fn new(bounds: &'static [f64]) -> Self {
-        Histogram {
-            bounds,
-            counts: vec![0; bounds.len() + 1],
-            sum: 0.0,
-        }
-    }
-
-    fn observe(&mut self, value: f64) {
-        let bucket = self.bounds.partition_point(|bound| *bound < value);
-        self.counts[bucket] += 1;
-        self.sum += value;
-    }
-
-    fn write(&self, out: &mut String, name: &str, help: &str) {
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-        let mut below = 0;
-        for (bound, count) in self.bounds.iter().zip(&self.counts) {
-            below += count;
-            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {below}");
-        }
-        let all: u64 = self.counts.iter().sum();
-        let _ = writeln!(
-            out,
-            "{name}_bucket{{le=\"+Inf\"}} {all}\n{name}_sum {}\n{name}_count {all}",
-            self.sum
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn histograms_are_cumulative() {
-        let mut h = Histogram::new(&[1.0, 2.0]);
-        for value in [0.5, 1.0, 1.5, 9.0] {
-            h.observe(value);
-        }
-        let mut out = String::new();
-        h.write(&mut out, "x", "y");
-        assert!(out.contains("x_bucket{le=\"1\"} 2\nx_bucket{le=\"2\"} 3\nx_bucket{le=\"+Inf\"} 4\nx_sum 12\nx_count 4"));
-    }
+    use crate::backend::{BackendCounters, BackendState};
 
     #[test]
     fn energy_is_measured_or_missing_with_a_reason() {
@@ -602,8 +302,7 @@ mod tests {
                     ..BackendCounters::default()
                 },
                 slots: Vec::new(),
-                slot_context: 0,
-                kernel: String::new(),
+                model: None,
                 version: String::new(),
                 state: BackendState::Ready,
             };

@@ -222,6 +222,11 @@ impl Backend for Proxy {
         BackendCounters {
             processing: self.in_flight(),
             deferred: self.waiting(),
+            queue_bound: self.max_queue,
+            slots: match self.bound.load(Ordering::Relaxed) {
+                usize::MAX => 0,
+                bound => bound.saturating_sub(self.max_queue),
+            },
             engine_restarts: self.restarts.load(Ordering::Relaxed),
             ..BackendCounters::default()
         }

@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::openapi::{self, Described, Failure, Operation, Reply, Request};
 use crate::schema::{replies, requests};
 use crate::{
-    completion, embeddings, front, health, messages, metrics, ollama, page, props, proxy,
+    capacity, completion, embeddings, front, health, messages, metrics, ollama, page, props, proxy,
     responses, slots, status, tokens,
 };
 
@@ -43,6 +43,10 @@ static HEALTH: Operation = Operation::get(
 static METRICS: Operation = Operation::get("counters for Prometheus", Reply::Text("text/plain"));
 static STATUS: Operation =
     Operation::get("what the page's panel shows", Reply::Json(&replies::STATUS));
+static CAPACITY: Operation = Operation::get(
+    "how much more this server can take, for load balancers",
+    Reply::Json(&replies::CAPACITY),
+);
 static SLOTS: Operation = Operation::get("what each slot does", Reply::Json(&replies::SLOTS))
     .query(&[("fail_on_no_slot", &[])]);
 static MODELS: Operation = Operation::get("the model, in a list", Reply::Json(&replies::MODELS));
@@ -216,6 +220,7 @@ fn in_front_of_another(app: Arc<App>) -> Router {
         .route(&path("/health"), get(proxy::health))
         .route(&path("/v1/health"), get(proxy::health))
         .route(&path("/status"), get(status::status))
+        .route(&path("/capacity"), get(capacity::capacity))
         .route(&path("/metrics"), get(proxy::metrics))
         .fallback(proxy::forward)
         .with_state(app)
@@ -234,6 +239,7 @@ fn table(prefix: &str) -> Table {
         .get(&["/health", "/v1/health"], health::health, &HEALTH)
         .get(&["/metrics"], metrics::metrics, &METRICS)
         .get(&["/status"], status::status, &STATUS)
+        .get(&["/capacity"], capacity::capacity, &CAPACITY)
         .get(&["/slots"], props::slots, &SLOTS)
         .post(&["/slots/{id}"], slots::act, &SLOT)
         .get(&["/models", "/v1/models"], props::models, &MODELS)

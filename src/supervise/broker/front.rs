@@ -210,7 +210,12 @@ impl Backend for Broker {
     }
 
     fn counters(&self) -> BackendCounters {
-        self.shared.view().counters.clone()
+        let view = self.shared.view();
+        BackendCounters {
+            queue_bound: view.max_queue,
+            slots: view.slots.len(),
+            ..view.counters.clone()
+        }
     }
 
     fn energy(&self) -> Option<EnergyMoment> {

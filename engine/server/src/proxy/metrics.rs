@@ -104,6 +104,7 @@ fn own_metrics(app: &App) -> Result<String, ApiError> {
             "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
         ));
     }
+    text.push_str(&app.metrics.durations());
     Ok(text)
 }
 

@@ -301,6 +301,40 @@ pub(crate) const STATUS: Kind = Object(&[
     required(&["slots"], List(&Map), ""),
 ]);
 
+/// `/capacity`
+pub(crate) const CAPACITY: Kind = Object(&[
+    required(
+        &["state"],
+        Word(&["loading", "ready", "draining", "failed"]),
+        "",
+    ),
+    required(&["draining"], Bool, ""),
+    required(&["slots"], COUNT, "requests that can run at the same time"),
+    required(&["slots_free"], COUNT, "0 unless the state is ready"),
+    required(&["queue_depth"], COUNT, "requests that wait for a slot"),
+    required(
+        &["queue_bound"],
+        COUNT,
+        "beyond this many, requests get status 429",
+    ),
+    required(
+        &["utilization"],
+        Number,
+        "what runs and waits as a share of the slots",
+    ),
+    required(
+        &["tokens_per_second"],
+        Either(&[Null, Number]),
+        "answer tokens per second of work, lately",
+    ),
+    required(&["requests_per_second"], Number, "lately"),
+    required(
+        &["weight"],
+        Kind::Integer(1, 100),
+        "percent, as told to an agent check",
+    ),
+]);
+
 /// `/health`
 pub(crate) const HEALTH: Kind = Object(&[required(&["status"], Word(&["ok"]), "")]);
 

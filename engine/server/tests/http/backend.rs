@@ -163,6 +163,8 @@ impl Backend for ScriptedBackend {
     fn counters(&self) -> BackendCounters {
         BackendCounters {
             processing: self.running(),
+            queue_bound: self.queue,
+            slots: self.slots,
             decode_steps: self.steps.load(Ordering::SeqCst),
             ..BackendCounters::default()
         }

@@ -2,6 +2,7 @@
 
 mod backend;
 mod bad_input;
+mod capacity;
 mod client;
 mod dialects;
 mod life;
