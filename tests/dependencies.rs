@@ -9,11 +9,12 @@ use std::process::Command;
 use serde_json::Value;
 use toml::Table;
 
-/// Every crate that ends up in a build for Linux on x86-64, those of the build itself included.
+/// Every crate that ends up in a build for Linux on this CPU, those of the build itself included.
 fn crates() -> Vec<Value> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--offline", "--format-version", "1"])
-        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .arg("--filter-platform")
+        .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
