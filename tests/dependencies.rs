@@ -107,7 +107,8 @@ fn everything_we_build_from_is_allowed() {
         assert!(fulfils(licence, &allowed), "{name}: {licence}");
         assert!(!banned.contains(name), "{name} is banned");
         let source = package["source"].as_str().unwrap_or("here");
-        let good = source == "here" || source == "registry+https://github.com/rust-lang/crates.io-index";
+        let good =
+            source == "here" || source == "registry+https://github.com/rust-lang/crates.io-index";
         assert!(good, "{name} comes from {source}");
     }
 }
