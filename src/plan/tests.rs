@@ -375,7 +375,7 @@ fn a_large_head_is_screened_where_there_is_room() {
     assert_eq!(choice.value, HeadMode::Exact);
     assert_eq!(choice.because.to_string(), "a head of 627 MB");
     let plan = planned("desktop-8c16t", &[("head", "proven")]).unwrap();
-    assert_eq!(plan.memory.head_copies_bytes, 128_256 * (2560 + 16));
+    assert_eq!(plan.memory.head_copies_bytes, 128_256 * (2560 + 20));
     assert_eq!(plan.head.value, HeadMode::Proven);
     assert!(plan.head.because.is_asked());
     let (choice, _, _) = head(&desktop, &facts, &[("head", "full")]);

@@ -1,4 +1,4 @@
-//! What each kernel reaches on this machine, beside the machine's own read bandwidth, on the shapes of BitNet 2B-4T.
+//! What each kernel reaches on this machine, beside the machine's own read bandwidth and AVX2's peak, on the shapes of BitNet 2B-4T.
 //!
 //! `cargo bench -p bitnet-kernels [-- FILTER]`. Every figure is the median of interleaved rounds, with the spread (lowest to
 //! highest) behind it, so that a busy moment hits all rows of the table alike. FILTER keeps the lines that contain it.
@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use bitnet_kernels::probe::read_all;
+use bitnet_kernels::probe::{PRODUCTS_PER_ROUND, byte_products, read_all};
 use bitnet_kernels::{
     Attend, DenseMatrix, DenseType, Kernel, PackedMatrix, Packing, QuantRows, SharedBytes,
 };
@@ -88,6 +88,7 @@ fn main() {
     );
     let kernels = Kernel::available();
     let mut lines = bandwidth(&large);
+    lines.extend(peak());
     let mut matrices = Matrices {
         large: large.clone(),
         copies: HashMap::new(),
@@ -101,7 +102,7 @@ fn main() {
         lines.extend(head(*kernel, &large));
         lines.push(attention(*kernel));
     }
-    lines.retain(|line| line.name.contains(&filter));
+    lines.retain(|line| line.name.contains(&filter) || line.name.starts_with("peak"));
     for _ in 0..ROUNDS {
         lines.iter_mut().for_each(Line::measure);
     }
@@ -124,6 +125,17 @@ fn bandwidth(large: &SharedBytes) -> Vec<Line<'_>> {
         )
     };
     vec![line(1), line(2)]
+}
+
+/// Multiplying alone, with one thread, where there is AVX2.
+fn peak() -> Option<Line<'static>> {
+    const ROUNDS: usize = 10_000;
+    byte_products(1)?;
+    let name = "peak, vpmaddubsw + vpaddw".to_owned();
+    let products = ROUNDS * PRODUCTS_PER_ROUND;
+    Some(Line::multiply_adds(name, products, || {
+        black_box(byte_products(ROUNDS));
+    }))
 }
 
 /// As many matrices of a shape as the large buffer holds, one after another, so that each comes from memory. Packings
@@ -265,7 +277,7 @@ fn attention(kernel: Kernel) -> Line<'static> {
     let products = 2 * n_q * n_pos * head_dim;
     Line::multiply_adds(format!("{kernel}, attention f16"), products, move || {
         let (q, k, v, scores, out) = (&q, &k, &v, &mut scores, &mut out);
-        kernel.attend_f16(&mut [Attend {
+        kernel.attend(&mut [Attend {
             q,
             k,
             v,

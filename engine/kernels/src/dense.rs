@@ -131,6 +131,11 @@ impl DenseMatrix {
         &self.bytes
     }
 
+    /// Asks for a row that will be read soon.
+    pub fn prefetch_row(&self, row: usize) {
+        crate::arch::prefetch_all(self.range_bytes(row..row + 1));
+    }
+
     /// The bytes of `rows`.
     pub(crate) fn range_bytes(&self, rows: Range<usize>) -> &[u8] {
         assert!(

@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use crate::arch::Runnable;
 use crate::lookup;
-use crate::{Attend, CacheCell, DenseMatrix, PackedMatrix, Q8Block, QuantRowMut, QuantRows};
+use crate::{
+    Attend, CacheCell, DenseMatrix, PackedMatrix, Q8Block, QuantRowMut, QuantRows, Score, Weigh,
+};
 
 /// How ternary weights lie in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -274,32 +276,48 @@ impl Kernel {
         self.isa.add(x, y);
     }
 
-    /// Attention over a cache of f16 for tokens that share it, though each may look at fewer positions. Together or one by
-    /// one, the result is the same; together the cache comes from memory once.
+    /// Attention for tokens that share a cache, though each may look at fewer positions. Together or one by one, the result
+    /// is the same; together the cache comes from memory once.
     ///
     /// # Panics
     /// When a length doesn't fit the shape, or head dimensions differ.
-    pub fn attend_f16(self, all: &mut [Attend<'_, u16>]) {
-        check_together(all);
-        self.isa.attend_f16(all);
+    pub fn attend<E: CacheCell>(self, all: &mut [Attend<'_, E>]) {
+        for a in all.iter_mut() {
+            a.check();
+        }
+        let mut pairs = all.windows(2);
+        assert!(
+            pairs.all(|pair| pair[0].head_dim == pair[1].head_dim),
+            "tokens that share a cache have one head dimension"
+        );
+        E::attend(self.isa, all);
     }
 
-    /// The same over a cache of f32.
+    /// Some of the scores that [`attend`](Self::attend) computes, the same bits.
     ///
     /// # Panics
-    /// When a length doesn't fit the shape, or head dimensions differ.
-    pub fn attend_f32(self, all: &mut [Attend<'_, f32>]) {
-        check_together(all);
-        self.isa.attend_f32(all);
+    /// When a length doesn't fit the shape.
+    pub fn score<E: CacheCell>(self, mut score: Score<'_, E>) {
+        score.check();
+        E::score(self.isa, &mut score);
     }
 
-    /// The same over a cache of q8_0.
+    /// The scores of one head as weights: `e = exp(score - max)`, `e · (1 / Σ e)`.
     ///
     /// # Panics
-    /// When a length doesn't fit the shape, or head dimensions differ.
-    pub fn attend_q8_0(self, all: &mut [Attend<'_, Q8Block>]) {
-        check_together(all);
-        self.isa.attend_q8_0(all);
+    /// When there are no scores.
+    pub fn softmax(self, scores: &mut [f32]) {
+        assert!(!scores.is_empty(), "there must be a score");
+        self.isa.softmax(scores);
+    }
+
+    /// Some columns of what [`attend`](Self::attend) makes of the weights, the same bits.
+    ///
+    /// # Panics
+    /// When a length doesn't fit the shape, or columns aren't whole blocks.
+    pub fn weigh<E: CacheCell>(self, mut weigh: Weigh<'_, E>) {
+        weigh.check();
+        E::weigh(self.isa, &mut weigh);
     }
 
     /// One head as q8_0: per 32 numbers `d = max |x| / 127` as f16 and `round(x / d)`, half to even. NaN and infinity make all
@@ -320,17 +338,6 @@ impl Kernel {
         assert_eq!(x.len(), out.len(), "out must be as long as x");
         self.isa.store_f16(x, out);
     }
-}
-
-fn check_together<E: CacheCell>(all: &mut [Attend<'_, E>]) {
-    for a in all.iter_mut() {
-        a.check();
-    }
-    let mut pairs = all.windows(2);
-    assert!(
-        pairs.all(|pair| pair[0].head_dim == pair[1].head_dim),
-        "tokens that share a cache have one head dimension"
-    );
 }
 
 fn check_out(n_tokens: usize, rows: &Range<usize>, out: &[&mut [f32]]) {

@@ -1,4 +1,12 @@
-//! How fast this machine reads memory: the plainest loop there is, for measurements to stand beside.
+//! How fast this machine reads memory and multiplies: the plainest loops there are, for measurements to stand beside.
+
+/// Multiply-adds of a round of [`byte_products`].
+pub const PRODUCTS_PER_ROUND: usize = 320;
+
+/// Products of bytes by `vpmaddubsw`, added up by `vpaddw`, all in registers: what AVX2 can reach at most. `None` without AVX2.
+pub fn byte_products(rounds: usize) -> Option<i32> {
+    crate::arch::byte_products(rounds)
+}
 
 /// Adds up all 8-byte words (a remainder below 64 bytes is left out), in eight sums side by side: as fast as memory
 /// gives the bytes, for buffers that no cache holds.

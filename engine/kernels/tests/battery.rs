@@ -2,7 +2,7 @@
 
 use bitnet_kernels::{
     Attend, CacheCell, DenseMatrix, DenseType, Isa, Kernel, MatrixError, PackedMatrix, Packing,
-    Q8Block, QuantRows, SharedBytes, f16_to_f32, f32_to_f16,
+    Q8Block, QuantRows, Score, SharedBytes, Weigh, f16_to_f32, f32_to_f16,
 };
 
 const ROWS: [usize; 6] = [1, 2, 3, 5, 16, 33];
@@ -749,10 +749,10 @@ fn attention_has_one_value() {
             };
             let cache = Cache { q, k, v };
             let f16 = same_bits("attend_f16", |kernel| {
-                attended(kernel, shape, &half_cache, Kernel::attend_f16)
+                attended(kernel, shape, &half_cache, Kernel::attend::<u16>)
             });
             let f32 = same_bits("attend_f32", |kernel| {
-                attended(kernel, shape, &cache, Kernel::attend_f32)
+                attended(kernel, shape, &cache, Kernel::attend::<f32>)
             });
             assert_eq!(bits(&f16), bits(&f32), "{shape:?}");
             let blocks = |x: &[f32]| -> Vec<Q8Block> {
@@ -779,9 +779,9 @@ fn attention_has_one_value() {
                 v: numbers(&q8_0_cache.v),
             };
             let q8_0 = same_bits("attend_q8_0", |kernel| {
-                attended(kernel, shape, &q8_0_cache, Kernel::attend_q8_0)
+                attended(kernel, shape, &q8_0_cache, Kernel::attend::<Q8Block>)
             });
-            let expected = attended(Kernel::best(), shape, &same_numbers, Kernel::attend_f32);
+            let expected = attended(Kernel::best(), shape, &same_numbers, Kernel::attend::<f32>);
             assert_eq!(bits(&q8_0), bits(&expected), "q8_0, {shape:?}");
             for (found, expected) in f32.iter().zip(attended_f64(shape, &cache)) {
                 assert!(
@@ -869,10 +869,10 @@ fn tokens_do_not_see_each_other() {
                     out,
                 })
                 .collect();
-            kernel.attend_f32(&mut all);
+            kernel.attend(&mut all);
             for ((&n_pos, q), together) in n_pos.iter().zip(&q).zip(&outs) {
                 let mut alone = vec![f32::NAN; 3 * head_dim];
-                kernel.attend_f32(&mut [Attend {
+                kernel.attend(&mut [Attend {
                     q,
                     k: &k,
                     v: &v,
@@ -892,6 +892,95 @@ fn tokens_do_not_see_each_other() {
     }
 }
 
+/// Attention in one call, or scores by ranges of positions, weights, and values by ranges of columns: the same.
+#[test]
+fn the_parts_of_attention_make_the_whole() {
+    for (head_dim, n_pos) in [
+        (128, 300),
+        (64, 131),
+        (96, 70),
+        (256, 66),
+        (100, 45),
+        (20, 9),
+    ] {
+        for n_q in [1, 3, 4, 6] {
+            let mut random = Random(0x5eed_0012);
+            let mut halves = || -> Vec<u16> {
+                let numbers = random.floats(n_pos * head_dim);
+                numbers.into_iter().map(f32_to_f16).collect()
+            };
+            let (k, v) = (halves(), halves());
+            let shape = Shape {
+                n_q,
+                head_dim,
+                n_pos,
+            };
+            let q = random.floats(n_q * head_dim);
+            let cache = Cache { q, k, v };
+            for kernel in Kernel::available() {
+                let whole = attended(kernel, shape, &cache, Kernel::attend::<u16>);
+                for (n_part, n_columns) in [(1, 32), (37, 64), (64, 96), (n_pos, head_dim)] {
+                    let parts = in_parts(kernel, shape, &cache, n_part, n_columns);
+                    let case = format!("{kernel}, {shape:?}, {n_part}, {n_columns}");
+                    assert_eq!(bits(&whole), bits(&parts), "{case}");
+                }
+            }
+        }
+    }
+}
+
+fn in_parts<E: CacheCell>(
+    kernel: Kernel,
+    shape: Shape,
+    cache: &Cache<E>,
+    n_part: usize,
+    n_columns: usize,
+) -> Vec<f32> {
+    let Shape {
+        n_q,
+        head_dim,
+        n_pos,
+    } = shape;
+    let cells = E::per_head(head_dim);
+    let mut scores = vec![f32::NAN; n_q * n_pos];
+    for start in (0..n_pos).step_by(n_part) {
+        let range = start..n_pos.min(start + n_part);
+        let mut some = vec![f32::NAN; n_q * range.len()];
+        kernel.score(Score {
+            q: &cache.q,
+            k: &cache.k[range.start * cells..range.end * cells],
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            scores: &mut some,
+        });
+        let rows = scores.chunks_exact_mut(n_pos);
+        for (row, some) in rows.zip(some.chunks_exact(range.len())) {
+            row[range.clone()].copy_from_slice(some);
+        }
+    }
+    scores
+        .chunks_exact_mut(n_pos)
+        .for_each(|row| kernel.softmax(row));
+    let mut out = vec![f32::NAN; n_q * head_dim];
+    for start in (0..head_dim).step_by(n_columns) {
+        let columns = start..head_dim.min(start + n_columns);
+        let mut some = vec![f32::NAN; n_q * columns.len()];
+        kernel.weigh(Weigh {
+            weights: &scores,
+            n_pos,
+            v: &cache.v,
+            head_dim,
+            columns: columns.clone(),
+            out: &mut some,
+        });
+        let rows = out.chunks_exact_mut(head_dim);
+        for (row, some) in rows.zip(some.chunks_exact(columns.len())) {
+            row[columns.clone()].copy_from_slice(some);
+        }
+    }
+    out
+}
+
 /// A head with its neighbours or alone: the same.
 #[test]
 fn heads_do_not_see_each_other() {
@@ -909,14 +998,14 @@ fn heads_do_not_see_each_other() {
     let q = cache.q.clone();
     for kernel in Kernel::available() {
         cache.q = q.clone();
-        let all = attended(kernel, shape, &cache, Kernel::attend_f32);
+        let all = attended(kernel, shape, &cache, Kernel::attend::<f32>);
         for h in 0..5 {
             cache.q = q[h * 64..][..64].to_vec();
             let alone = attended(
                 kernel,
                 Shape { n_q: 1, ..shape },
                 &cache,
-                Kernel::attend_f32,
+                Kernel::attend::<f32>,
             );
             assert_eq!(
                 bits(&alone),
@@ -942,10 +1031,10 @@ fn attention_keeps_nan_and_stays_finite_otherwise() {
             v: random.floats(1280),
         };
         cache.q[0] = 1e20;
-        let out = attended(kernel, shape, &cache, Kernel::attend_f32);
+        let out = attended(kernel, shape, &cache, Kernel::attend::<f32>);
         assert!(out.iter().all(|x| x.is_finite()), "{kernel}: {out:?}");
         cache.q[0] = f32::NAN;
-        let out = attended(kernel, shape, &cache, Kernel::attend_f32);
+        let out = attended(kernel, shape, &cache, Kernel::attend::<f32>);
         assert!(out[..32].iter().all(|x| x.is_nan()), "{kernel}: {out:?}");
         assert!(out[32..].iter().all(|x| x.is_finite()), "{kernel}: {out:?}");
     }

@@ -212,6 +212,7 @@ impl Engine {
         let mut model = Model::new(&facts, weights, kernel, pool, limits);
         model.set_screening(screening);
         model.set_relocation(relocation);
+        model.set_map(map.clone().filter(|_| !config.mlock));
         Ok(Engine {
             model,
             map,

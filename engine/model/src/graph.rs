@@ -1,13 +1,14 @@
 //! The forward pass: a batch of tokens from any number of sequences in, logits for the entries that want them out.
 //!
 //! The calling thread tells the story and hands each step to the pool; a step ends when all workers are done. Matrices are
-//! cut by output rows, attention by (token, key/value head), norms by token. Every number is computed by one expression
+//! cut by output rows, attention by (token, key/value head) or more finely, norms by token. Every number is computed by one expression
 //! in one order whatever the cut, so the logits of a token do not depend on threads, on its neighbours in the batch, on
 //! how a prompt was chunked, or on whether it was prompt or answer.
 //!
 //! Residual stream, norms, attention and logits are f32; the input of every ternary matrix is quantised to int8 per token,
 //! once for q, k and v together and once for gate and up.
 
+mod attention;
 mod buffers;
 mod step;
 
@@ -21,6 +22,7 @@ use self::buffers::{Buffers, Scratch, Shape};
 use self::step::Step;
 use crate::facts::ModelFacts;
 use crate::kv::KvCache;
+use crate::os::FileMap;
 use crate::pool::Pool;
 use crate::protocol::{HeadMode, TokenProbs};
 use crate::relocate::Relocation;
@@ -70,7 +72,14 @@ pub struct Model {
     relocation: Option<Relocation>,
     /// `[SCORED_AT_ONCE, n_embd]` and `[SCORED_AT_ONCE, n_vocab]`, once a text is scored.
     scored: (Vec<f32>, Vec<f32>),
+    /// The file whose rows of embedding and head are given back from time to time.
+    map: Option<FileMap>,
+    /// Such rows read since the last time.
+    n_rows_read: usize,
 }
+
+/// Rows of embedding and head after which their pages are given back: each brings 64 KB of the file into this process.
+const ROWS_TO_RELEASE: usize = 1024;
 
 impl Model {
     /// Makes the buffers. `pool` must belong to the thread that will call [`Model::forward`].
@@ -94,6 +103,8 @@ impl Model {
             screening: None,
             relocation: None,
             scored: Default::default(),
+            map: None,
+            n_rows_read: 0,
         }
     }
 
@@ -105,6 +116,11 @@ impl Model {
     /// Moves the ternary matrices as [`Model::relocate`] is called.
     pub fn set_relocation(&mut self, relocation: Option<Relocation>) {
         self.relocation = relocation;
+    }
+
+    /// Gives pages of embedding and head back to `map` as rows of them come in, unless the whole head is read for each token.
+    pub fn set_map(&mut self, map: Option<FileMap>) {
+        self.map = map;
     }
 
     /// Whether matrices are still to be moved.
@@ -369,6 +385,22 @@ impl Model {
         }
         let screening = self.screening.as_mut();
         step.head(batch, wants, &self.weights, screening, &mut rows);
+        self.release_rows(batch.len());
         n_wanted
+    }
+
+    /// Gives back the pages of single rows when there are many; whoever reads the whole head keeps it.
+    fn release_rows(&mut self, n_embedded: usize) {
+        let is_whole_head_read = self.buffers.is_screened.contains(&false);
+        let (Some(map), Some(screening)) = (&self.map, &mut self.screening) else {
+            return;
+        };
+        self.n_rows_read += n_embedded + screening.take_read();
+        if self.n_rows_read < ROWS_TO_RELEASE || is_whole_head_read || !screening.is_made() {
+            return;
+        }
+        self.n_rows_read = 0;
+        map.release(self.weights.head.bytes());
+        map.release(self.weights.embedding.bytes());
     }
 }

@@ -22,8 +22,11 @@ const MAKE_ROWS: usize = 64;
 /// Rows that one worker screens before it asks for others: for one entry, and for several, which share them in its cache.
 const SCREEN_ROWS: usize = 512;
 const SCREEN_ROWS_SHARED: usize = 128;
-/// Left rows that one worker refines or computes before it asks for others.
-const LEFT_ROWS: usize = 16;
+/// Left rows that one worker refines, or computes, before it asks for others.
+const REFINE_ROWS: usize = 64;
+const LOGIT_ROWS: usize = 8;
+/// Left rows that are asked for before their turn comes: they lie anywhere.
+const AHEAD_ROWS: usize = 2;
 /// Tokens that are allowed, up to which all of them get their logits.
 const FEW_ALLOWED: usize = 256;
 /// Share of the vocabulary beyond which naming rows is not worth it.
@@ -35,6 +38,7 @@ pub struct Screening {
     /// `None`: nothing is screened.
     screen: Option<Screen>,
     searches: Vec<Search>,
+    n_read: usize,
     /// Per worker, for making copies.
     scratch: Vec<std::sync::Mutex<Vec<f32>>>,
 }
@@ -47,7 +51,8 @@ struct Search {
     screen: Option<Screen>,
     /// Rows that are left, ascending.
     rows: Vec<u32>,
-    /// Their lower bounds.
+    /// Those of them that were refined, and their lower bounds.
+    refined: Vec<u32>,
     bounds: Vec<f32>,
     /// Their logits.
     logits: Vec<f32>,
@@ -85,8 +90,8 @@ pub(crate) struct Again<'a> {
 
 /// Bytes that the copies of a head take.
 pub fn bytes(rows: usize, cols: usize) -> u64 {
-    // Scale and three bounds per row.
-    2 * ScreenedHead::plane_bytes(rows, cols) as u64 + 16 * rows as u64
+    // Scale and four bounds per row.
+    2 * ScreenedHead::plane_bytes(rows, cols) as u64 + 20 * rows as u64
 }
 
 /// Whether heads of this shape can be screened.
@@ -131,6 +136,7 @@ impl Screening {
             head: ScreenedHead::new(matrix.clone(), [high, low]),
             screen,
             searches,
+            n_read: 0,
             scratch: Vec::new(),
         })
     }
@@ -201,16 +207,20 @@ impl Screening {
             let Want::Best { k, also } = *want else {
                 unreachable!("who wants all logits is not screened")
             };
-            let is_found = search.narrow(&self.head, screen, crew, lower, k, also);
-            search.screen = Some(screen);
-            if !is_found {
+            let head = &self.head;
+            let found =
+                |search: &mut Search, screen: Screen, crew: &mut Crew<'_>, lower: &mut [f32]| {
+                    search.screen = Some(screen);
+                    search.narrow(head, screen, crew, lower, k, also)
+                        && search.finish(head, crew, input, also.iter().copied())
+                };
+            if !found(search, screen, crew, lower) {
                 tracing::debug!("estimates are off by more than 6 sigma, both planes are read");
                 let again = std::slice::from_mut(search);
                 bound(&self.head, Screen::Proven, again, crew, lower);
-                search.narrow(&self.head, Screen::Proven, crew, lower, k, also);
-                search.screen = Some(Screen::Proven);
+                found(search, Screen::Proven, crew, lower);
             }
-            search.finish(&self.head, crew, input, also.iter().copied());
+            self.n_read += search.rows.len();
         }
     }
 
@@ -228,8 +238,9 @@ impl Screening {
             Want::All => unreachable!("who wants all logits is not screened"),
         };
         let (head, search) = (&self.head, &mut self.searches[place]);
-        search.rows.clear();
         if allowed.count() <= (k + also.len()).max(FEW_ALLOWED) {
+            search.rows.clear();
+            search.refined.clear();
             search.finish(head, crew, input, allowed.tokens());
         } else {
             let exclude = |lower: &mut [f32]| {
@@ -239,23 +250,22 @@ impl Screening {
                     }
                 }
             };
-            exclude(lower);
+            let found =
+                |search: &mut Search, screen: Screen, crew: &mut Crew<'_>, lower: &mut [f32]| {
+                    exclude(lower);
+                    search.screen = Some(screen);
+                    let named = also.iter().copied().filter(|&row| allowed.contains(row));
+                    search.narrow(head, screen, crew, lower, k, also)
+                        && search.finish(head, crew, input, named)
+                };
             let screen = search.screen.unwrap_or(Screen::Proven);
-            if !search.narrow(head, screen, crew, lower, k, also) {
-                bound(
-                    head,
-                    Screen::Proven,
-                    std::slice::from_mut(search),
-                    crew,
-                    lower,
-                );
-                exclude(lower);
-                search.screen = Some(Screen::Proven);
-                search.narrow(head, Screen::Proven, crew, lower, k, also);
+            if !found(search, screen, crew, lower) {
+                let again = std::slice::from_mut(search);
+                bound(head, Screen::Proven, again, crew, lower);
+                found(search, Screen::Proven, crew, lower);
             }
-            let named = also.iter().copied().filter(|&row| allowed.contains(row));
-            search.finish(head, crew, input, named);
         }
+        self.n_read += search.rows.len();
         Logits::Best {
             tokens: &search.rows,
             logits: &mut search.logits,
@@ -268,6 +278,11 @@ impl Screening {
             tokens: &search.rows,
             logits: &mut search.logits,
         })
+    }
+
+    /// Rows of the head itself that were read since this was last asked.
+    pub(crate) fn take_read(&mut self) -> usize {
+        std::mem::take(&mut self.n_read)
     }
 
     /// The copies.
@@ -315,10 +330,12 @@ impl Search {
         let Search {
             query,
             rows,
+            refined,
             bounds,
             scratch,
             ..
         } = self;
+        refined.clear();
         for &row in also {
             if let Some(lower) = lower.get_mut(row as usize) {
                 *lower = f32::NEG_INFINITY;
@@ -336,10 +353,14 @@ impl Search {
         bounds.resize(rows.len(), 0.0);
         let (kernel, lower, query) = (crew.kernel, &*lower, &*query);
         let is_trusted = AtomicBool::new(true);
-        let parts = rows.chunks(LEFT_ROWS).zip(bounds.chunks_mut(LEFT_ROWS));
+        let parts = rows.chunks(REFINE_ROWS).zip(bounds.chunks_mut(REFINE_ROWS));
         crew.pool
             .for_each(crew.n_workers, parts, |_, (rows, bounds)| {
-                for (&row, bound) in rows.iter().zip(bounds) {
+                ahead(rows, |row| head.prefetch_row(row));
+                for (i, (&row, bound)) in rows.iter().zip(bounds).enumerate() {
+                    if let Some(&next) = rows.get(i + AHEAD_ROWS) {
+                        head.prefetch_row(next as usize);
+                    }
                     let refined = head.refine(kernel, row as usize, query, lower[row as usize]);
                     *bound = refined.lower;
                     if !refined.trusted {
@@ -348,38 +369,71 @@ impl Search {
                 }
             });
         let threshold = threshold(bounds, scratch);
-        let mut refined = bounds.iter();
-        rows.retain(|&row| {
-            let lower = refined.next().copied().unwrap_or(f32::INFINITY);
-            lower + head.width(Screen::Proven, row as usize, query) >= threshold
-        });
+        let reaches = |&(row, lower): &(u32, f32)| {
+            lower + head.refined_width(row as usize, query) >= threshold
+        };
+        let mut n_left = 0;
+        for i in 0..rows.len() {
+            let row = (rows[i], bounds[i]);
+            if reaches(&row) {
+                (rows[n_left], bounds[n_left]) = row;
+                n_left += 1;
+            }
+        }
+        rows.truncate(n_left);
+        bounds.truncate(n_left);
+        refined.extend_from_slice(rows);
         is_trusted.into_inner()
     }
 
-    /// The logits of the rows left and of those named, as the full head computes them.
+    /// The logits of the rows left and of those named, as the full head computes them. False when a logit is further from its
+    /// estimate than bounds that can be trusted allow.
     fn finish(
         &mut self,
         head: &ScreenedHead,
         crew: &mut Crew<'_>,
         input: &[f32],
         named: impl Iterator<Item = u32>,
-    ) {
+    ) -> bool {
         let matrix = head.matrix();
-        let Search { rows, logits, .. } = self;
+        let Search {
+            query,
+            rows,
+            refined,
+            bounds,
+            logits,
+            ..
+        } = self;
         rows.extend(named.filter(|&row| (row as usize) < matrix.rows()));
         rows.sort_unstable();
         rows.dedup();
         logits.clear();
         logits.resize(rows.len(), 0.0);
         let kernel = crew.kernel;
-        let parts = rows.chunks(LEFT_ROWS).zip(logits.chunks_mut(LEFT_ROWS));
+        let parts = rows.chunks(LOGIT_ROWS).zip(logits.chunks_mut(LOGIT_ROWS));
         crew.pool
             .for_each(crew.n_workers, parts, |_, (rows, logits)| {
-                for (&row, logit) in rows.iter().zip(logits) {
+                ahead(rows, |row| matrix.prefetch_row(row));
+                for (i, (&row, logit)) in rows.iter().zip(logits).enumerate() {
+                    if let Some(&next) = rows.get(i + AHEAD_ROWS) {
+                        matrix.prefetch_row(next as usize);
+                    }
                     let row = row as usize;
                     let out = std::slice::from_mut(logit);
                     kernel.dense_matmul(matrix, row..row + 1, &[input], &mut [out]);
                 }
             });
+        let mut all = rows.iter().zip(&*logits);
+        refined.iter().zip(&*bounds).all(|(row, lower)| {
+            let found = all.find(|(other, _)| *other == row);
+            found.is_some_and(|(_, logit)| head.is_likely(*row as usize, query, *lower, *logit))
+        })
     }
+}
+
+/// Asks for the first rows of a part.
+fn ahead(rows: &[u32], prefetch: impl Fn(usize)) {
+    rows.iter()
+        .take(AHEAD_ROWS)
+        .for_each(|&row| prefetch(row as usize));
 }

@@ -164,7 +164,7 @@ fn attend(kernel: Kernel) -> Vec<f32> {
     };
     let (q, k, v) = (random(5, 3 * HEAD_DIM), half(6), half(7));
     let mut out = vec![0.0; q.len()];
-    kernel.attend_f16(&mut [Attend {
+    kernel.attend(&mut [Attend {
         q: &q,
         k: &k,
         v: &v,

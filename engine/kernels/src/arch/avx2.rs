@@ -20,8 +20,11 @@ const ROWS: usize = 3;
 const TOKENS: usize = 3;
 /// From so many tokens on, unpacking rows to memory pays.
 const PANEL_FROM: usize = 12;
-/// Tokens whose sums wait on the stack while a chunk of unpacked rows meets them all.
+/// Tokens whose sums wait on the stack while chunks of unpacked rows meet them all.
 const PANEL: usize = 96;
+/// Groups of rows whose chunks are unpacked together, 15 KB: as often is each activation used once it is in the first-level
+/// cache.
+const GROUPS: usize = 4;
 
 /// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -41,18 +44,14 @@ pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&m
         }
         return;
     }
+    let grouped = out[0].len() - out[0].len() % ROWS;
+    let (groups, rest) = codes.split_at(grouped * row_bytes);
     for first in (0..x.len()).step_by(PANEL) {
         let out = &mut out[first..x.len().min(first + PANEL)];
-        let mut groups = codes.chunks_exact(ROWS * row_bytes);
-        let mut r = 0;
-        for group in &mut groups {
-            panel::<ROWS>(group, scale, x, first, r, out);
-            r += ROWS;
+        for (i, codes) in groups.chunks(GROUPS * ROWS * row_bytes).enumerate() {
+            panel::<ROWS>(codes, scale, x, first, i * GROUPS * ROWS, out);
         }
-        for row in groups.remainder().chunks_exact(row_bytes) {
-            panel::<1>(row, scale, x, first, r, out);
-            r += 1;
-        }
+        panel::<1>(rest, scale, x, first, grouped, out);
     }
 }
 
@@ -89,7 +88,8 @@ fn few<const T: usize>(
     }
 }
 
-/// `R` rows, the first of them row `r`, with the tokens from `first` on: unpacked once per chunk for all of them.
+/// Up to `GROUPS` times `R` rows, the first of them row `r`, with the tokens from `first` on: unpacked once per chunk for all
+/// of them.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn panel<const R: usize>(
     codes: &[u8],
@@ -99,37 +99,44 @@ fn panel<const R: usize>(
     r: usize,
     out: &mut [&mut [f32]],
 ) {
-    let mut sums = [[_mm256_setzero_si256(); R]; PANEL];
-    let mut unpacked = [[[0; 32]; R]; 4 * CHUNK];
+    let mut sums = [[[_mm256_setzero_si256(); R]; PANEL]; GROUPS];
+    let mut unpacked = [[[[0; 32]; R]; 4 * CHUNK]; GROUPS];
     let blocks = x.cols() / BLOCK_COLS;
-    let rows: [&[Packed]; R] =
-        std::array::from_fn(|r| &codes.as_chunks().0[r * blocks..][..blocks]);
+    let rows: &[Packed] = codes.as_chunks().0;
+    let groups = rows.chunks_exact(R * blocks);
     for start in (0..blocks).step_by(CHUNK) {
         let chunk = start..blocks.min(start + CHUNK);
-        for (i, parts) in chunk.clone().zip(unpacked.as_chunks_mut::<4>().0) {
-            for r in 0..R {
-                for (part, codes) in parts.iter_mut().zip(unpack(load_bytes(&rows[r][i]))) {
-                    store_codes(codes, &mut part[r]);
+        for (rows, unpacked) in groups.clone().zip(&mut unpacked) {
+            for (i, parts) in chunk.clone().zip(unpacked.as_chunks_mut::<4>().0) {
+                for r in 0..R {
+                    let codes = unpack(load_bytes(&rows[r * blocks + i]));
+                    for (part, codes) in parts.iter_mut().zip(codes) {
+                        store_codes(codes, &mut part[r]);
+                    }
                 }
             }
         }
-        let codes = &unpacked[..4 * chunk.len()];
         let token =
             |t: usize| &x.row(first + t).values.as_chunks().0[4 * chunk.start..4 * chunk.end];
-        let mut t = 0;
-        while t + TOKENS <= out.len() {
-            tile::<R, TOKENS>(codes, std::array::from_fn(|i| token(t + i)), &mut sums[t..]);
-            t += TOKENS;
+        let whole = out.len() - out.len() % TOKENS;
+        for t in (0..whole).step_by(TOKENS) {
+            let x: [_; TOKENS] = std::array::from_fn(|i| token(t + i));
+            for (unpacked, sums) in unpacked.iter().zip(&mut sums).take(groups.len()) {
+                tile::<R, TOKENS>(&unpacked[..4 * chunk.len()], x, &mut sums[t..]);
+            }
         }
-        while t < out.len() {
-            tile::<R, 1>(codes, [token(t)], &mut sums[t..]);
-            t += 1;
+        for t in whole..out.len() {
+            for (unpacked, sums) in unpacked.iter().zip(&mut sums).take(groups.len()) {
+                tile::<R, 1>(&unpacked[..4 * chunk.len()], [token(t)], &mut sums[t..]);
+            }
         }
     }
-    for (t, (out, sums)) in out.iter_mut().zip(sums).enumerate() {
-        let x = x.row(first + t);
-        for (out, sum) in out[r..r + R].iter_mut().zip(sums) {
-            *out = finish(sum_i32(sum), x.sum, x.scale, scale);
+    for (r, sums) in (r..).step_by(R).zip(&sums).take(groups.len()) {
+        for (t, (out, sums)) in out.iter_mut().zip(sums).enumerate() {
+            let x = x.row(first + t);
+            for (out, sum) in out[r..r + R].iter_mut().zip(sums) {
+                *out = finish(sum_i32(*sum), x.sum, x.scale, scale);
+            }
         }
     }
 }
@@ -159,6 +166,30 @@ fn tile<const R: usize, const T: usize>(
             *sum = _mm256_add_epi32(*sum, widened(wide));
         }
     }
+}
+
+/// Rounds of ten products and additions of registers, each 32 multiply-adds: what [`crate::probe`] measures.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn byte_products(rounds: usize) -> i32 {
+    let mut sums = [_mm256_setzero_si256(); 10];
+    let (codes, x) = (_mm256_set1_epi8(1), _mm256_set1_epi8(-1));
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            let products: __m256i;
+            // SAFETY: reads and writes registers only. By `asm!`, since the compiler would multiply once.
+            unsafe {
+                std::arch::asm!(
+                    "vpmaddubsw {0}, {1}, {2}",
+                    lateout(ymm_reg) products,
+                    in(ymm_reg) codes,
+                    in(ymm_reg) x,
+                    options(nomem, nostack, preserves_flags)
+                );
+            }
+            *sum = _mm256_add_epi16(*sum, products);
+        }
+    }
+    sum_i32(sums.into_iter().fold(x, |a, b| _mm256_add_epi32(a, b)))
 }
 
 /// The four groups of 32 codes of a block, in the order of their columns.
@@ -197,6 +228,8 @@ pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32])
     let (one, many) = (_mm256_set1_epi16(1), _mm256_set1_epi16(128));
     let high: &[[Part; 2]] = high.as_chunks().0.as_chunks().0;
     let low: &[[Part; 2]] = &low.as_chunks().0.as_chunks().0[..high.len()];
+    // Behind a single row comes nothing that is wanted.
+    let is_walk = out.len() > 1;
     for (row, out) in plane.chunks_exact(high.len() * PLANE_BYTES).zip(out) {
         let row: &[[u8; PLANE_BYTES]] = &row.as_chunks().0[..high.len()];
         let mut sum = _mm256_setzero_si256();
@@ -204,7 +237,7 @@ pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32])
             let mut of_high = _mm256_setzero_si256();
             let mut of_low = _mm256_setzero_si256();
             for i in start..row.len().min(start + CHUNK) {
-                if i % 2 == 0 {
+                if is_walk && i % 2 == 0 {
                     prefetch(&row[i]);
                 }
                 let both = load_bytes(&row[i]);

@@ -3,9 +3,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-pub(super) use super::avx2::plane_sums;
+use super::avx2::sum_i32;
 use super::tiles::token_panel;
 use super::{PREFETCH_BYTES, finish};
+use crate::screen::PLANE_BYTES;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 use crate::{QuantRow, QuantRows};
 
@@ -80,6 +81,41 @@ fn add_lanes(a: Lanes, b: Lanes) -> Lanes {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn sum_lanes(x: Lanes) -> i32 {
     _mm512_reduce_add_epi32(x)
+}
+
+/// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
+    type Part = [i8; 32];
+    let nibble = _mm256_set1_epi8(15);
+    let high: &[[Part; 2]] = high.as_chunks().0.as_chunks().0;
+    let low: &[[Part; 2]] = &low.as_chunks().0.as_chunks().0[..high.len()];
+    // Behind a single row comes nothing that is wanted.
+    let is_walk = out.len() > 1;
+    for (row, out) in plane.chunks_exact(high.len() * PLANE_BYTES).zip(out) {
+        let row: &[[u8; PLANE_BYTES]] = &row.as_chunks().0[..high.len()];
+        let mut sums = [[_mm256_setzero_si256(); 2]; 2];
+        for i in 0..row.len() {
+            if is_walk && i % 2 == 0 {
+                prefetch(&row[i]);
+            }
+            // SAFETY: an unaligned load of the 32 bytes of the array.
+            let both = unsafe { _mm256_loadu_si256(row[i].as_ptr().cast()) };
+            let nibbles = [
+                _mm256_and_si256(both, nibble),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(both), nibble),
+            ];
+            for half in 0..2 {
+                for (sum, query) in sums.iter_mut().zip([&high[i], &low[i]]) {
+                    // SAFETY: an unaligned load of the 32 bytes of the array.
+                    let x = unsafe { _mm256_loadu_si256(query[half].as_ptr().cast()) };
+                    sum[half] = _mm256_dpbusd_epi32(sum[half], nibbles[half], x);
+                }
+            }
+        }
+        let [high, low] = sums.map(|[a, b]| _mm256_add_epi32(a, b));
+        *out = sum_i32(_mm256_add_epi32(_mm256_slli_epi32::<7>(high), low));
+    }
 }
 
 /// 32 lanes.

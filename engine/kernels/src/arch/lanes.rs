@@ -42,7 +42,7 @@ macro_rules! float_kernels {
     ($(#[$isa:meta])*) => {
         use super::lanes::{self, padded};
         use std::ops::Range as Positions;
-        use crate::{Attend, CacheCell, Q8Block, QuantRowMut};
+        use crate::{CacheCell, Q8Block, QuantRowMut};
 
         /// The first 32 numbers of `x`, or all there are and zeros.
         #[inline]
@@ -221,7 +221,7 @@ macro_rules! float_kernels {
 
         /// Scores become exp(score - max) · (1 / the sum of all exp(score - max)).
         $(#[$isa])*
-        fn softmax(scores: &mut [f32]) {
+        pub(super) fn softmax(scores: &mut [f32]) {
             let mut largest = splat(f32::NEG_INFINITY);
             for part in scores.chunks(32) {
                 let block = match part.first_chunk() {
@@ -248,9 +248,9 @@ macro_rules! float_kernels {
             }
         }
 
-        attend_kernel!(attend_f16, u16, load_f16, load_f16_part, $(#[$isa])*);
-        attend_kernel!(attend_f32, f32, load, load_part, $(#[$isa])*);
-        attend_kernel!(attend_q8_0, Q8Block, load_q8_0, load_q8_0_part, $(#[$isa])*);
+        attend_kernel!(cells_f16, u16, load_f16, load_f16_part, $(#[$isa])*);
+        attend_kernel!(cells_f32, f32, load, load_part, $(#[$isa])*);
+        attend_kernel!(cells_q8_0, Q8Block, load_q8_0, load_q8_0_part, $(#[$isa])*);
 
         dense_kernel!(f32_matmul, f32_row, f32_unit, 32, 128, $(#[$isa])*);
         dense_kernel!(f16_matmul, f16_row, f16_unit, 32, 64, $(#[$isa])*);
@@ -258,168 +258,6 @@ macro_rules! float_kernels {
         dense_kernel!(q8_0_matmul, q8_0_row, q8_0_unit, 32, 34, $(#[$isa])*);
         dense_kernel!(q4_0_matmul, q4_0_row, q4_0_unit, 32, 18, $(#[$isa])*);
         dense_kernel!(q6_k_matmul, q6_k_row, q6_k_unit, 256, 210, $(#[$isa])*);
-    };
-}
-
-/// Attention over a cache of `$element`, 32 numbers loaded by `$load`, or by `$load_part` at the end of a head that isn't a
-/// multiple of 32.
-macro_rules! attend_kernel {
-    ($attend:ident, $element:ty, $load:ident, $load_part:ident, $(#[$isa:meta])*) => {
-        $(#[$isa])*
-        pub(super) fn $attend(all: &mut [Attend<'_, $element>]) {
-            /// Positions whose keys or values stay in the first-level cache while all heads and tokens use them.
-            const POSITIONS: usize = 64;
-            /// Cells of 32 numbers.
-            const PER_BLOCK: usize = <$element as CacheCell>::PER_BLOCK;
-            type Lanes = [$element; PER_BLOCK];
-
-            /// `scores[h][p]` of `N` heads of `B` blocks; each key is loaded once for them.
-            #[inline]
-            $(#[$isa])*
-            fn score<const N: usize, const B: usize>(q: &[f32], k: &[$element], scale: f32, scores: [&mut [f32]; N]) {
-                let q: &[[[f32; 32]; B]] = q.as_chunks().0.as_chunks().0;
-                let k: &[[Lanes; B]] = k.as_chunks().0.as_chunks().0;
-                let q: &[[[f32; 32]; B]; N] = q.try_into().expect("q holds N heads");
-                for (p, k) in k.iter().enumerate() {
-                    let mut dots = [splat(0.0); N];
-                    for b in 0..B {
-                        let k = $load(&k[b]);
-                        for h in 0..N {
-                            dots[h] = fma(load(&q[h][b]), k, dots[h]);
-                        }
-                    }
-                    for h in 0..N {
-                        scores[h][p] = sum(dots[h]) * scale;
-                    }
-                }
-            }
-
-            /// Adds the weighted values of some positions, in their order, to `N` heads of `B` blocks.
-            #[inline]
-            $(#[$isa])*
-            fn weigh<const N: usize, const B: usize>(weights: [&[f32]; N], v: &[$element], out: &mut [f32]) {
-                let v: &[[Lanes; B]] = v.as_chunks().0.as_chunks().0;
-                let out: &mut [[[f32; 32]; B]] = out.as_chunks_mut().0.as_chunks_mut().0;
-                let out: &mut [[[f32; 32]; B]; N] = out.try_into().expect("out holds N heads");
-                for b in 0..B {
-                    let mut sums = [splat(0.0); N];
-                    for h in 0..N {
-                        sums[h] = load(&out[h][b]);
-                    }
-                    for (p, v) in v.iter().enumerate() {
-                        let v = $load(&v[b]);
-                        for h in 0..N {
-                            sums[h] = fma(splat(weights[h][p]), v, sums[h]);
-                        }
-                    }
-                    for h in 0..N {
-                        store(sums[h], &mut out[h][b]);
-                    }
-                }
-            }
-
-            /// The places of some positions in the rows of `N` heads, from head `first` on.
-            fn rows<const N: usize>(scores: &mut [f32], n_pos: usize, first: usize, range: Positions<usize>) -> [&mut [f32]; N] {
-                let mut rows = scores.chunks_exact_mut(n_pos).skip(first);
-                std::array::from_fn(|_| &mut rows.next().expect("a row per head")[range.clone()])
-            }
-
-            /// One tile of positions for one token: heads of `B` blocks, `GROUP` at a time.
-            #[inline]
-            $(#[$isa])*
-            fn score_tile<const B: usize>(a: &mut Attend<'_, $element>, range: Positions<usize>) {
-                let n_q = a.q.len() / a.head_dim;
-                let k = &a.k[range.start * B * PER_BLOCK..range.end * B * PER_BLOCK];
-                let mut first = 0;
-                while first < n_q {
-                    let q = &a.q[first * a.head_dim..];
-                    if first + GROUP <= n_q {
-                        let scores = rows(a.scores, a.n_pos, first, range.clone());
-                        score::<GROUP, B>(&q[..GROUP * a.head_dim], k, a.scale, scores);
-                        first += GROUP;
-                    } else {
-                        let scores = rows(a.scores, a.n_pos, first, range.clone());
-                        score::<1, B>(&q[..a.head_dim], k, a.scale, scores);
-                        first += 1;
-                    }
-                }
-            }
-
-            /// The same for the values.
-            #[inline]
-            $(#[$isa])*
-            fn weigh_tile<const B: usize>(a: &mut Attend<'_, $element>, range: Positions<usize>) {
-                let n_q = a.q.len() / a.head_dim;
-                let v = &a.v[range.start * B * PER_BLOCK..range.end * B * PER_BLOCK];
-                let weights = |h: usize| &a.scores[h * a.n_pos..][range.clone()];
-                let mut first = 0;
-                while first < n_q {
-                    let out = &mut a.out[first * a.head_dim..];
-                    if first + GROUP <= n_q {
-                        let weights = std::array::from_fn(|h| weights(first + h));
-                        weigh::<GROUP, B>(weights, v, &mut out[..GROUP * a.head_dim]);
-                        first += GROUP;
-                    } else {
-                        weigh::<1, B>([weights(first)], v, &mut out[..a.head_dim]);
-                        first += 1;
-                    }
-                }
-            }
-
-            /// Heads of `B` blocks. Tile by tile for all tokens, so that each tile comes from memory once; each token's own
-            /// sums run over the positions in their order.
-            $(#[$isa])*
-            fn heads<const B: usize>(all: &mut [Attend<'_, $element>]) {
-                let longest = all.iter().map(|a| a.n_pos).max().unwrap_or(0);
-                for start in (0..longest).step_by(POSITIONS) {
-                    for a in all.iter_mut().filter(|a| a.n_pos > start) {
-                        score_tile::<B>(a, start..a.n_pos.min(start + POSITIONS));
-                    }
-                }
-                for a in all.iter_mut() {
-                    for weights in a.scores.chunks_exact_mut(a.n_pos) {
-                        softmax(weights);
-                    }
-                    a.out.fill(0.0);
-                }
-                for start in (0..longest).step_by(POSITIONS) {
-                    for a in all.iter_mut().filter(|a| a.n_pos > start) {
-                        weigh_tile::<B>(a, start..a.n_pos.min(start + POSITIONS));
-                    }
-                }
-            }
-
-            /// The same for heads of any dimension, one by one.
-            $(#[$isa])*
-            fn any_heads(a: &mut Attend<'_, $element>) {
-                let cells = <$element as CacheCell>::per_head(a.head_dim);
-                let heads = a.q.chunks_exact(a.head_dim).zip(a.out.chunks_exact_mut(a.head_dim));
-                for ((q, out), weights) in heads.zip(a.scores.chunks_exact_mut(a.n_pos)) {
-                    for (k, score) in a.k.chunks_exact(cells).zip(&mut *weights) {
-                        let mut dot = splat(0.0);
-                        for (q, k) in q.chunks(32).zip(k.chunks(PER_BLOCK)) {
-                            dot = fma(load_part(q), $load_part(k), dot);
-                        }
-                        *score = sum(dot) * a.scale;
-                    }
-                    softmax(weights);
-                    out.fill(0.0);
-                    for (weight, v) in weights.iter().zip(a.v.chunks_exact(cells)) {
-                        for (out, v) in out.chunks_mut(32).zip(v.chunks(PER_BLOCK)) {
-                            store_part(fma(splat(*weight), $load_part(v), load_part(out)), out);
-                        }
-                    }
-                }
-            }
-
-            match all.first().map(|a| a.head_dim) {
-                Some(64) => heads::<2>(all),
-                Some(96) => heads::<3>(all),
-                Some(128) => heads::<4>(all),
-                Some(256) => heads::<8>(all),
-                _ => all.iter_mut().for_each(|a| any_heads(a)),
-            }
-        }
     };
 }
 
@@ -444,13 +282,15 @@ macro_rules! dense_kernel {
             /// The products of one row with `N` tokens; the row is decoded once for them.
             #[inline]
             $(#[$isa])*
-            fn dot<const N: usize>(row: &[u8], x: [&[f32]; N]) -> [f32; N] {
+            fn dot<const N: usize>(row: &[u8], is_walk: bool, x: [&[f32]; N]) -> [f32; N] {
                 const BLOCKS: usize = $cols / 32;
                 let mut dots = [splat(0.0); N];
                 let (units, rest) = row.as_chunks::<$bytes>();
                 let whole: [&[[f32; 32]]; N] = x.map(|x| &x.as_chunks().0[..units.len() * BLOCKS]);
                 for (u, unit) in units.iter().enumerate() {
-                    prefetch(unit);
+                    if is_walk {
+                        prefetch(unit);
+                    }
                     for (b, block) in $decode(unit).into_iter().enumerate() {
                         for (dot, x) in dots.iter_mut().zip(whole) {
                             *dot = fma(load(&x[u * BLOCKS + b]), block, *dot);
@@ -470,16 +310,18 @@ macro_rules! dense_kernel {
                 sums
             }
 
+            // Behind a single row comes nothing that is wanted.
+            let is_walk = rows.len() > row_bytes;
             let grouped = x.len() - x.len() % GROUP;
             for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
                 for t in (0..grouped).step_by(GROUP) {
                     let group: [&[f32]; GROUP] = std::array::from_fn(|i| x[t + i]);
-                    for (i, dot) in dot(row, group).into_iter().enumerate() {
+                    for (i, dot) in dot(row, is_walk, group).into_iter().enumerate() {
                         out[t + i][r] = dot;
                     }
                 }
                 for t in grouped..x.len() {
-                    [out[t][r]] = dot(row, [x[t]]);
+                    [out[t][r]] = dot(row, is_walk, [x[t]]);
                 }
             }
         }

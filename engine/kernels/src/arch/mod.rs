@@ -1,9 +1,11 @@
 //! One module per instruction set, and the one place that enters them. An unsafe fence: loads, stores and that entry.
 //!
-//! `lanes.rs` holds the f32 operations once, as text over blocks of 32 lanes; each instruction set brings the block type and
-//! its primitives. Integer kernels are written out per instruction set, since integer sums are exact in any order.
+//! `lanes.rs` and `attend.rs` hold the f32 operations once, as text over blocks of 32 lanes; each instruction set brings the
+//! block type and its primitives. Integer kernels are written out per instruction set, since integer sums are exact in any order.
 #![allow(unsafe_code)]
 
+#[macro_use]
+mod attend;
 #[macro_use]
 mod lanes;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -31,11 +33,11 @@ mod neon_lookup;
 mod scalar;
 
 use crate::lookup::GroupedRows;
-use crate::{Attend, DenseType, Isa, Q8Block, QuantRowMut, QuantRows};
+use crate::{Attend, DenseType, Isa, Q8Block, QuantRowMut, QuantRows, Score, Weigh};
 
 /// An instruction set that this CPU was seen to have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct Runnable(Isa);
+pub struct Runnable(Isa);
 
 impl Runnable {
     pub(crate) fn new(isa: Isa) -> Option<Runnable> {
@@ -83,27 +85,27 @@ fn detected(isa: Isa) -> bool {
 }
 
 macro_rules! enter {
-    ($runnable:expr, $function:ident($($argument:expr),*)) => {
+    ($runnable:expr, $($function:ident)::+($($argument:expr),*)) => {
         match $runnable.0 {
-            Isa::Scalar => scalar::$function($($argument),*),
+            Isa::Scalar => scalar::$($function)::+($($argument),*),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a `Runnable` only exists for an instruction set whose features `detected` saw on this CPU.
-            Isa::Avx2 => unsafe { avx2::$function($($argument),*) },
+            Isa::Avx2 => unsafe { avx2::$($function)::+($($argument),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::AvxVnni => unsafe { avx_vnni::$function($($argument),*) },
+            Isa::AvxVnni => unsafe { avx_vnni::$($function)::+($($argument),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx512Vnni => unsafe { avx512::$function($($argument),*) },
+            Isa::Avx512Vnni => unsafe { avx512::$($function)::+($($argument),*) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Isa::Neon => unsafe { neon::$function($($argument),*) },
+            Isa::Neon => unsafe { neon::$($function)::+($($argument),*) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Isa::NeonDotprod => unsafe { neon_dotprod::$function($($argument),*) },
+            Isa::NeonDotprod => unsafe { neon_dotprod::$($function)::+($($argument),*) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
-            Isa::NeonI8mm => unsafe { neon_i8mm::$function($($argument),*) },
+            Isa::NeonI8mm => unsafe { neon_i8mm::$($function)::+($($argument),*) },
             isa => unreachable!("`{isa}` is never runnable here"),
         }
     };
@@ -218,16 +220,8 @@ impl Runnable {
         enter!(self, add(x, y));
     }
 
-    pub(crate) fn attend_f16(self, all: &mut [Attend<'_, u16>]) {
-        enter!(self, attend_f16(all));
-    }
-
-    pub(crate) fn attend_f32(self, all: &mut [Attend<'_, f32>]) {
-        enter!(self, attend_f32(all));
-    }
-
-    pub(crate) fn attend_q8_0(self, all: &mut [Attend<'_, Q8Block>]) {
-        enter!(self, attend_q8_0(all));
+    pub(crate) fn softmax(self, scores: &mut [f32]) {
+        enter!(self, softmax(scores));
     }
 
     pub(crate) fn store_q8_0(self, x: &[f32], out: &mut [Q8Block]) {
@@ -238,6 +232,74 @@ impl Runnable {
         enter!(self, store_f16(x, out));
     }
 }
+
+/// Asks for all of some bytes, which will be read soon; for walks that jump.
+pub(crate) fn prefetch_all(bytes: &[u8]) {
+    const LINE_BYTES: usize = 64;
+    for line in bytes.chunks(LINE_BYTES) {
+        prefetch_line(line.as_ptr());
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unused_unsafe)]
+fn prefetch_line(line: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a prefetch of any address is allowed; it reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+}
+
+#[cfg(target_arch = "aarch64")]
+fn prefetch_line(line: *const u8) {
+    // SAFETY: a prefetch of any address is allowed; it reads nothing.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) line, options(nostack, preserves_flags, readonly));
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn prefetch_line(_: *const u8) {}
+
+/// `rounds` of 320 multiply-adds by `vpmaddubsw` and `vpaddw` in registers; `None` when this CPU has no AVX2.
+pub(crate) fn byte_products(rounds: usize) -> Option<i32> {
+    #[cfg(target_arch = "x86_64")]
+    if detected(Isa::Avx2) {
+        // SAFETY: the CPU was just seen to have the features.
+        return Some(unsafe { avx2::byte_products(rounds) });
+    }
+    let _ = rounds;
+    None
+}
+
+/// Attention, by what a cache is made of.
+pub trait Cells: Sized {
+    /// All of it, for some tokens.
+    fn attend(isa: Runnable, all: &mut [Attend<'_, Self>]);
+    /// The scores of a range of positions.
+    fn score(isa: Runnable, score: &mut Score<'_, Self>);
+    /// The weighted values of a range of columns.
+    fn weigh(isa: Runnable, weigh: &mut Weigh<'_, Self>);
+}
+
+macro_rules! cells {
+    ($element:ty, $cells:ident) => {
+        impl Cells for $element {
+            fn attend(isa: Runnable, all: &mut [Attend<'_, Self>]) {
+                enter!(isa, $cells::attend(all));
+            }
+            fn score(isa: Runnable, score: &mut Score<'_, Self>) {
+                enter!(isa, $cells::score(score));
+            }
+            fn weigh(isa: Runnable, weigh: &mut Weigh<'_, Self>) {
+                enter!(isa, $cells::weigh(weigh));
+            }
+        }
+    };
+}
+
+cells!(u16, cells_f16);
+cells!(f32, cells_f32);
+cells!(Q8Block, cells_q8_0);
 
 /// How far ahead a walk over weights asks for them: beyond the page at hand, where the hardware's own prefetch ends.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

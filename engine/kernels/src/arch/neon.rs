@@ -97,12 +97,16 @@ pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32])
     type Part = [i8; 16];
     let high: &[[Part; 4]] = high.as_chunks().0.as_chunks().0;
     let low: &[[Part; 4]] = &low.as_chunks().0.as_chunks().0[..high.len()];
+    // Behind a single row comes nothing that is wanted.
+    let is_walk = out.len() > 1;
     for (row, out) in plane.chunks_exact(high.len() * PLANE_BYTES).zip(out) {
         let row: &[[u8; PLANE_BYTES]] = &row.as_chunks().0[..high.len()];
         let mut sums = [no_lanes(); 2];
         for start in (0..row.len()).step_by(CHUNK) {
             let mut wide = [vdupq_n_s16(0); 2];
-            prefetch(&row[start]);
+            if is_walk {
+                prefetch(&row[start]);
+            }
             for i in start..row.len().min(start + CHUNK) {
                 let nibbles = nibbles(&row[i]);
                 for (wide, query) in wide.iter_mut().zip([&high[i], &low[i]]) {

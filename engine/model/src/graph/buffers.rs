@@ -4,6 +4,7 @@ use std::mem;
 
 use bitnet_kernels::QuantRows;
 
+use super::attention::SPLIT_PARTS;
 use super::{Entry, Limits};
 use crate::facts::{ModelFacts, Norm, RopeStyle, padded_cols};
 use crate::kv::KvCache;
@@ -69,6 +70,10 @@ pub(super) struct Buffers {
     pub(super) v: Vec<f32>,
     /// `[n, n_head * head_dim]` attention's output.
     pub(super) attn: Vec<f32>,
+    /// `[tokens, n_head * head_dim]` turned query heads of tokens whose attention is divided finely.
+    pub(super) split_queries: Vec<f32>,
+    /// `[tokens, n_head * context]` their scores.
+    pub(super) split_scores: Vec<f32>,
     /// `[n, n_ff]` gated product.
     pub(super) gated: Vec<f32>,
     /// `[n_logits, n_embd]` normed last rows.
@@ -91,6 +96,8 @@ pub(super) struct Rows<'a> {
     pub(super) k: &'a mut [f32],
     pub(super) v: &'a mut [f32],
     pub(super) attn: &'a mut [f32],
+    pub(super) split_queries: &'a mut [f32],
+    pub(super) split_scores: &'a mut [f32],
     pub(super) gated: &'a mut [f32],
     pub(super) last: &'a mut [f32],
     pub(super) logits: &'a mut [f32],
@@ -101,6 +108,13 @@ pub(super) struct Rows<'a> {
 pub(super) struct Place {
     pub(super) slot: usize,
     pub(super) position: usize,
+}
+
+impl Place {
+    /// Positions that its token looks at.
+    pub(super) fn n_pos(&self) -> usize {
+        self.position + 1
+    }
 }
 
 /// One worker's own memory.
@@ -161,6 +175,15 @@ impl Shape {
         self.n_head_kv.min(MOST_ATTEND_TOKENS)
     }
 
+    /// Most tokens of a decode step whose attention is divided more finely than by heads.
+    fn split_tokens(&self, limits: &Limits) -> usize {
+        if limits.decode_workers == 1 {
+            return 0;
+        }
+        let few = (SPLIT_PARTS * limits.decode_workers - 1) / self.n_head_kv;
+        few.min(limits.decode_batch)
+    }
+
     /// Rotary position embedding of one head (Su et al. 2021).
     pub(super) fn turn(&self, head: &[f32], turns: &[(f32, f32)], out: &mut [f32]) {
         match self.rope_style {
@@ -205,6 +228,10 @@ impl Buffers {
             k: zeros(n * n_kv),
             v: zeros(n * n_kv),
             attn: zeros(n * n_attn),
+            split_queries: zeros(shape.split_tokens(limits) * n_attn),
+            split_scores: zeros(
+                shape.split_tokens(limits) * n_attn / shape.head_dim * shape.context,
+            ),
             gated: zeros(n * shape.n_ff),
             last: zeros(limits.logits * shape.n_embd),
             logits: zeros(limits.logits * shape.n_vocab),
@@ -227,6 +254,8 @@ impl Buffers {
             k: &mut self.k[..n * n_kv],
             v: &mut self.v[..n * n_kv],
             attn: &mut self.attn[..n * n_attn],
+            split_queries: &mut self.split_queries,
+            split_scores: &mut self.split_scores,
             gated: &mut self.gated[..n * shape.n_ff],
             last: &mut self.last[..n_wanted * shape.n_embd],
             logits: &mut self.logits[..n_wanted * shape.n_vocab],

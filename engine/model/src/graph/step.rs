@@ -1,17 +1,16 @@
 //! The steps of a forward pass: each is handed to the pool and done when all workers are.
 
-use std::mem;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bitnet_kernels::{Attend, CacheCell, DenseMatrix, Kernel, QuantRowMut, QuantRows};
+use bitnet_kernels::{DenseMatrix, Kernel, QuantRowMut, QuantRows};
 
 use super::Entry;
 use super::buffers::{
-    DECODE_PART, PARTS_PER_WORKER, PREFILL_PART, Place, Rows, SHORT_BATCH, Scratch, Shape, turns_of,
+    DECODE_PART, PARTS_PER_WORKER, PREFILL_PART, Rows, SHORT_BATCH, Scratch, Shape, turns_of,
 };
 use crate::facts::padded_cols;
-use crate::kv::{HeadCells, HeadCellsMut, KvCache};
+use crate::kv::{HeadCellsMut, KvCache};
 use crate::os::split_columns;
 use crate::pool::Pool;
 use crate::protocol::Activation;
@@ -350,66 +349,6 @@ impl Step<'_> {
             });
     }
 
-    /// Attention of every token over its own past. Some tokens of one slot go together, so that its keys and values come from
-    /// memory once for them.
-    fn attend(&mut self, number: usize, layer: &Layer, b: &mut Rows<'_>, kv: &KvCache) {
-        let (shape, scratch) = (self.shape, self.scratch);
-        let Rows {
-            q: queries,
-            attn,
-            places,
-            turns,
-            ..
-        } = b;
-        let heads = Heads {
-            kernel: self.kernel,
-            shape,
-            layer,
-            queries,
-            places,
-            turns,
-        };
-        let (stride, len) = (shape.heads_len() * shape.n_head_kv, shape.heads_len());
-        let mut rest = &mut **attn;
-        let mut first = 0;
-        let runs = places.chunk_by(|a, b| a.slot == b.slot);
-        let blocks = runs.flat_map(|run| run.chunks(shape.attend_tokens()));
-        let blocks = blocks.map(|block| {
-            let (rows, others) = mem::take(&mut rest).split_at_mut(block.len() * stride);
-            rest = others;
-            first += block.len();
-            let tokens = first - block.len()..first;
-            (tokens, split_columns(rows, block.len(), stride, len))
-        });
-        let blocks: Vec<_> = blocks.collect();
-        self.pool.run(self.n_workers, &|worker| {
-            let scratch = &mut *lock(&scratch[worker]);
-            for (tokens, columns) in &blocks {
-                while let Some(part) = columns.take() {
-                    let head = part.range().start / len;
-                    let slot = places[tokens.start].slot;
-                    let n_pos = places[tokens.end - 1].position + 1;
-                    heads.turn(tokens.clone(), head, scratch);
-                    let outs = part.rows();
-                    match kv.head(number, slot, head, n_pos) {
-                        HeadCells::F16 { keys, values } => {
-                            let attend = Kernel::attend_f16;
-                            heads.attend(attend, tokens.clone(), [keys, values], scratch, outs);
-                        }
-                        HeadCells::F32 { keys, values } => {
-                            let attend = Kernel::attend_f32;
-                            heads.attend(attend, tokens.clone(), [keys, values], scratch, outs);
-                        }
-                        HeadCells::Q8_0 { keys, values } => {
-                            let attend = Kernel::attend_q8_0;
-                            heads.attend(attend, tokens.clone(), [keys, values], scratch, outs);
-                        }
-                    }
-                }
-            }
-        });
-    }
-
     /// Work of a microsecond per token is not worth waking anyone for a few tokens.
     pub(super) fn workers_for_rows(&self) -> usize {
         if self.n_tokens < 4 { 1 } else { self.n_workers }
@@ -422,68 +361,6 @@ impl Step<'_> {
         }
         let share = n_columns.div_ceil(self.n_workers * PARTS_PER_WORKER);
         share.next_multiple_of(32).min(DECODE_PART)
-    }
-}
-
-/// The queries of a batch.
-struct Heads<'a> {
-    kernel: Kernel,
-    shape: &'a Shape,
-    layer: &'a Layer,
-    queries: &'a [f32],
-    places: &'a [Place],
-    turns: &'a [(f32, f32)],
-}
-
-impl Heads<'_> {
-    /// The query heads of some tokens that share a key/value head, normed and turned, into `scratch.heads`.
-    fn turn(&self, tokens: Range<usize>, head: usize, scratch: &mut Scratch) {
-        let (head_dim, len) = (self.shape.head_dim, self.shape.heads_len());
-        let Scratch {
-            heads, normed_head, ..
-        } = scratch;
-        for (t, turned) in tokens.zip(heads.chunks_exact_mut(len)) {
-            let item = t * self.shape.n_head_kv + head;
-            let heads = self.queries[item * len..(item + 1) * len].chunks_exact(head_dim);
-            for (mut head, turned) in heads.zip(turned.chunks_exact_mut(head_dim)) {
-                if let Some(norm) = &self.layer.q_head_norm {
-                    self.kernel
-                        .rms_norm(head, norm, self.shape.eps, normed_head);
-                    head = normed_head;
-                }
-                let turns = turns_of(self.turns, t, head_dim);
-                self.shape.turn(head, turns, turned);
-            }
-        }
-    }
-
-    /// Attention of the turned heads of some tokens over `[keys, values]`.
-    fn attend<'o, E: CacheCell>(
-        &self,
-        attend: fn(Kernel, &mut [Attend<'_, E>]),
-        tokens: Range<usize>,
-        [k, v]: [&[E]; 2],
-        scratch: &mut Scratch,
-        outs: impl Iterator<Item = &'o mut [f32]>,
-    ) {
-        let head_dim = self.shape.head_dim;
-        let Scratch { heads, scores, .. } = scratch;
-        let heads = heads.chunks_exact(self.shape.heads_len());
-        let scores = scores.chunks_exact_mut(self.shape.group * self.shape.context);
-        let places = self.places[tokens].iter();
-        let tokens = places.zip(heads).zip(scores.zip(outs));
-        let all = tokens.map(|((place, q), (scores, out))| Attend {
-            q,
-            k,
-            v,
-            head_dim,
-            n_pos: place.position + 1,
-            scale: self.shape.attention_scale,
-            scores,
-            out,
-        });
-        let mut all: Vec<_> = all.collect();
-        attend(self.kernel, &mut all);
     }
 }
 
