@@ -48,7 +48,7 @@ fn logits(config: &EngineConfig) -> Vec<u32> {
 fn step_logits(engine: &mut Engine, step: usize) -> Vec<u32> {
     let token = step as u32 * 7 % 256;
     let mut batch = vec![entry(0, token, true)];
-    if step % 3 == 0 {
+    if step.is_multiple_of(3) {
         batch.push(entry(1, token, true));
     }
     let n_logits = batch.len() * engine.model().n_vocab();
