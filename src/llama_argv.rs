@@ -44,6 +44,9 @@ pub(crate) enum ArgvError {
         /// What would do.
         expected: &'static str,
     },
+    /// One of llama-server's flags in a command line of this program's own.
+    #[error("{0} is a flag of llama-server's")]
+    Foreign(String),
     /// Known, and not offered.
     #[error("flag {flag} can't be used: {why}")]
     Refused {
@@ -52,6 +55,14 @@ pub(crate) enum ArgvError {
         /// Why not.
         why: &'static str,
     },
+}
+
+impl ArgvError {
+    /// What to do next, if there is something.
+    pub(crate) fn hint(&self) -> Option<String> {
+        let hint = "call `bitnet-launch llama-server …` to use llama-server's flags; `bitnet-launch --help` lists this program's own";
+        matches!(self, ArgvError::Foreign(_)).then(|| hint.to_owned())
+    }
 }
 
 /// Reads llama-server's arguments, without the program's name.
@@ -72,6 +83,19 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Request, A
         }
     }
     Ok(Request::Serve(flags))
+}
+
+/// The first argument that is one of llama-server's flags of one dash and several letters, such as `-np`: this program's own
+/// command line would read it as `-n p`.
+pub(crate) fn short_flag(args: &[std::ffi::OsString]) -> Option<String> {
+    let args = args.iter().map_while(|arg| match arg.to_str() {
+        Some("--") => None,
+        text => Some(text.unwrap_or_default()),
+    });
+    let is_short = |arg: &&str| arg.len() > 2 && !arg.starts_with("--") && find(arg).is_some();
+    args.filter(|arg| arg.starts_with('-'))
+        .find(is_short)
+        .map(str::to_owned)
 }
 
 /// The flag of an argument, and the value behind `=`.

@@ -90,6 +90,9 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
                 ) || matches!(
                     cause.downcast_ref(),
                     Some(PullError::Reference { .. } | PullError::Variable { .. })
+                ) || matches!(
+                    cause.downcast_ref(),
+                    Some(llama_argv::ArgvError::Foreign(_))
                 )
             }
         });
@@ -105,6 +108,12 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
 fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
     if called_as(&args, "llama-server") {
         return llama_server(args.into_iter().skip(1));
+    }
+    let takes_all = args.get(1).is_some_and(|arg| arg == "llama-server");
+    if let Some(flag) =
+        llama_argv::short_flag(args.get(1..).unwrap_or_default()).filter(|_| !takes_all)
+    {
+        return Err(llama_argv::ArgvError::Foreign(flag).into());
     }
     let cli = Cli::parse_from(args);
     match cli.command {

@@ -477,6 +477,12 @@ impl SettingsError {
     /// What to do next, if there is something.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
+            SettingsError::NoModel { path, .. } if path.to_string_lossy().contains('\u{fffd}') => {
+                Some(
+                    "paths here are UTF-8: give the file another name, or a link that has one"
+                        .to_owned(),
+                )
+            }
             SettingsError::NoModel { .. } => {
                 Some("leave the model out to serve the bundled demo model".to_owned())
             }

@@ -99,6 +99,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(e) = cause.downcast_ref::<crate::settings::SettingsError>() {
             return e.hint();
         }
+        if let Some(e) = cause.downcast_ref::<crate::llama_argv::ArgvError>() {
+            return e.hint();
+        }
         if let Some(e) = cause.downcast_ref::<PlanError>() {
             return e.hint();
         }

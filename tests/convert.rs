@@ -255,3 +255,45 @@ fn ctrl_c_leaves_nothing() {
         assert!(names(dir.path()).is_empty());
     }
 }
+
+/// clap would read `-np 4` as `-n p`, and `-hf` as `-h`.
+#[test]
+fn llama_servers_short_flags_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for flag in ["-np", "-hf", "-ngl"] {
+        let output = program(dir.path()).args([flag, "4"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            text.contains(&format!("{flag} is a flag of llama-server's")),
+            "{text}"
+        );
+        assert!(
+            text.contains("hint: call `bitnet-launch llama-server"),
+            "{text}"
+        );
+    }
+}
+
+/// Converting and inspecting take any path, serving wants UTF-8 and says so.
+#[test]
+fn paths_that_are_no_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"mod\xffel.gguf");
+    std::fs::copy(demo_model(), dir.path().join(name)).unwrap();
+    let launch = || program(dir.path());
+    let inspected = launch().arg("inspect").arg(name).output().unwrap();
+    assert_eq!(inspected.status.code(), Some(0));
+    let flag = launch().args(["--check", "-m"]).arg(name).output().unwrap();
+    let variable = launch()
+        .arg("--check")
+        .env("MODEL_PATH", name)
+        .output()
+        .unwrap();
+    for (output, code) in [(flag, 2), (variable, 1)] {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert!(text.contains("UTF-8"), "{text}");
+    }
+}

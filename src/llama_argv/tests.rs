@@ -177,3 +177,23 @@ fn the_table_is_consistent() {
         }
     }
 }
+
+#[test]
+fn its_short_flags_are_known_in_other_command_lines() {
+    let found = |line: &str| {
+        let args: Vec<std::ffi::OsString> = line.split(' ').map(Into::into).collect();
+        short_flag(&args)
+    };
+    for (line, flag) in [
+        ("-m x -np 4", Some("-np")),
+        ("-hf org/repo", Some("-hf")),
+        ("serve -ngl 0", Some("-ngl")),
+        ("-m x -t 4", None),
+        ("-t4", None),
+        ("--parallel 2", None),
+        ("-m x -- -np", None),
+        ("perplexity np", None),
+    ] {
+        assert_eq!(found(line).as_deref(), flag, "{line}");
+    }
+}
