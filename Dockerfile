@@ -1,12 +1,14 @@
 # syntax=docker/dockerfile:1
-# Builds bitnet-launch and puts the one binary on a small Debian. It picks its kernels when it starts, so one image fits every
-# x86-64 (or arm64) machine. Models are mounted, not baked in; without one it serves the demo model inside the binary.
+# Builds bitnet-launch and puts it into an image of its own: the binary, the C library it needs, certificates for `pull`, and a shell for the
+# scripts that earlier documents name. It picks its kernels when it starts, so one image fits every machine of its architecture. Models are
+# mounted, not baked in; without one it serves the demo model inside the binary.
 #
-#     docker build -t bitnet-launch .
+#     docker build -t bitnet-launch --build-arg COMMIT="$(git rev-parse --short=8 HEAD)" .
 #     docker run --rm -p 8081:8081 -v ./models:/app/models:ro bitnet-launch
 
 ARG RUST_IMAGE=rust:1-bookworm
-ARG RUNTIME_IMAGE=debian:bookworm-slim
+# Another base, such as gcr.io/distroless/cc-debian12, will do as well: nothing runs while the image is put together.
+ARG RUNTIME_IMAGE=scratch
 
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
@@ -25,24 +27,39 @@ RUN for crate in . engine/*; do \
 
 # Cargo compares times: without `touch` our files could look older than their stand-ins.
 COPY . .
+ARG COMMIT=unknown
 RUN find . -name '*.rs' -not -path './target/*' -exec touch {} + \
- && cargo build --release --locked \
- && install -D target/release/bitnet-launch /image/usr/local/bin/bitnet-launch \
- && strip --strip-debug /image/usr/local/bin/bitnet-launch \
- && ln -s bitnet-launch /image/usr/local/bin/llama-server \
- && mkdir -p /image/app/models \
- && ln -s app/models /image/models
+ && BITNET_COMMIT=$COMMIT cargo build --release --locked \
+ && install -D --strip target/release/bitnet-launch /image/usr/local/bin/bitnet-launch
 
-# Nothing runs in this stage, so any image with glibc and libgcc will do, one without a shell included.
+# What the image holds: the binary and the libraries it is linked to, where its loader looks for them.
+RUN cd /image \
+ && ln -s bitnet-launch usr/local/bin/llama-server \
+ && for file in $(ldd usr/local/bin/bitnet-launch | grep -o '/[^ ]*') /bin/sh; do install -D "$(readlink -f "$file")" ".$file"; done \
+ && install -D -m 644 /etc/ssl/certs/ca-certificates.crt etc/ssl/certs/ca-certificates.crt \
+ && echo 'bitnet:x:10001:10001::/app:/bin/sh' >etc/passwd \
+ && echo 'bitnet:x:10001:' >etc/group \
+ && install -D -t app/scripts /build/scripts/*.sh \
+ && ln -s scripts/start.sh app/start.sh \
+ && install -D -m 644 -t usr/share/doc/bitnet-launch /build/LICENSE \
+ && mkdir app/models && ln -s app/models models \
+ && install -d -m 1777 tmp
+
 FROM ${RUNTIME_IMAGE}
+ARG COMMIT=unknown
+ARG VERSION=dev
+ARG SOURCE=
 LABEL org.opencontainers.image.title="bitnet-launch" \
       org.opencontainers.image.description="Runs BitNet b1.58 language models on CPUs behind llama-server's HTTP API" \
-      org.opencontainers.image.licenses="MIT"
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      org.opencontainers.image.source="${SOURCE}"
 COPY --from=build /image /
-COPY LICENSE /usr/share/doc/bitnet-launch/
 
 # /models, where earlier compose files mount their models, leads to /app/models.
-ENV HOST=0.0.0.0 \
+ENV PATH=/usr/local/bin:/bin \
+    HOST=0.0.0.0 \
     PORT=8081 \
     MODEL_PATH=/app/models
 EXPOSE 8081

@@ -11,7 +11,12 @@ fn main() {
             println!("cargo::rerun-if-changed={path}");
         }
     }
-    let commit = first_line("git", &["rev-parse", "--short=8", "HEAD"]);
+    // Where there is no repository, as in a container's build, whoever builds may say it.
+    println!("cargo::rerun-if-env-changed=BITNET_COMMIT");
+    let said = std::env::var("BITNET_COMMIT").ok();
+    let commit = said
+        .filter(|commit| !commit.is_empty())
+        .or_else(|| first_line("git", &["rev-parse", "--short=8", "HEAD"]));
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     let compiler = first_line(&rustc, &["--version"]);
     stamp("COMMIT", &commit.unwrap_or_else(|| "unknown".to_owned()));

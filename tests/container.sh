@@ -5,7 +5,7 @@
 #
 # First without a model (the demo answers), then with a GGUF mounted at /app/models, then at /models as earlier compose files do,
 # then called as llama-server.
-# Each time: healthy within 30 s, the health check inside the container agrees, the log tells of the CPU quota, it serves the model
+# The scripts of earlier images answer, too. Each time: healthy within 30 s, the health check inside the container agrees, the log tells of the CPU quota, it serves the model
 # that was mounted, /completion answers, and SIGTERM ends it with exit code 0 within 5 s.
 #
 # CONTAINER_ENGINE   docker (default) or podman; may hold options, e.g. "podman --runtime runc"
@@ -46,6 +46,7 @@ main() {
     check "called as llama-server" -v "$work/models:/app/models:ro" --entrypoint llama-server \
         -- -m /app/models/test.gguf --host "${HOST:-0.0.0.0}" --port "$port" -c 256
     check_refusal
+    check_size
     echo "ok: $image"
 }
 
@@ -57,6 +58,7 @@ check() {
     wait_healthy
     $engine exec "$name" bitnet-launch health >/dev/null || fail "$title: the health check inside the container failed"
     $engine logs "$name" >"$work/log" 2>&1
+    check_scripts
     grep -qi quota "$work/log" || fail "$title: the log does not mention the CPU quota"
     grep -q "Auto-configured threads: 1 " "$work/log" || fail "$title: not one thread on one CPU"
     if [ $# -gt 0 ]; then
@@ -66,6 +68,22 @@ check() {
     grep -q '"content":' "$work/answer" || fail "$title: /completion answered $(cat "$work/answer")"
     stop
     echo "passed: $title"
+}
+
+# Called as the old documents do.
+check_scripts() {
+    $engine exec "$name" /app/scripts/detect_cpu.sh >"$work/script" 2>&1 || fail "$title: detect_cpu.sh: $(cat "$work/script")"
+    $engine exec "$name" /app/scripts/select_kernel.sh >"$work/script" 2>&1 || fail "$title: select_kernel.sh: $(cat "$work/script")"
+    grep -q "Auto-selected kernel" "$work/script" || fail "$title: select_kernel.sh said $(cat "$work/script")"
+    $engine exec "$name" /app/scripts/benchmark.sh --help >/dev/null || fail "$title: benchmark.sh"
+    $engine exec "$name" /app/scripts/setup_model.sh --help >/dev/null || fail "$title: setup_model.sh"
+    $engine exec "$name" /app/scripts/start.sh --version >/dev/null || fail "$title: start.sh"
+}
+
+check_size() {
+    bytes=$($engine image inspect -f '{{.Size}}' "$image")
+    [ "$bytes" -lt 30000000 ] || fail "the image has $bytes bytes"
+    echo "passed: the image has $bytes bytes"
 }
 
 check_refusal() {

@@ -1,0 +1,2 @@
+#!/bin/sh
+exec bitnet-launch bench "$@"
