@@ -6,7 +6,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use bitnet_kernels::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use bitnet_kernels::{SharedBytes, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
@@ -159,6 +159,7 @@ impl Plan {
             let data = gguf.data(info);
             let trits = Trits::unpack(info.ty, &data, shape, layout, planned.tiles, exact)
                 .map_err(|error| changed(error.to_string()))?;
+            release(&gguf, &data);
             let digest = trits.digest();
             if digest != expected.digest {
                 let (before, after) = (hex(&expected.digest), hex(&digest));
@@ -172,6 +173,13 @@ impl Plan {
         }
         watch.step(Phase::Comparing, all, all)?;
         Ok(digest_of_all(after))
+    }
+}
+
+/// Gives back the pages of a tensor that was read, so that no more than one is in memory.
+fn release(gguf: &Gguf, data: &SharedBytes) {
+    if let Some(map) = gguf.map() {
+        map.release(data);
     }
 }
 
@@ -274,6 +282,7 @@ impl Job<'_, '_, '_> {
                 self.read_bytes += data.len() as u64;
                 let trits = Trits::unpack(info.ty, &data, shape, self.plan.layout, *tiles, exact)
                     .map_err(|error| ConvertError::tensor(path, &planned.name, error))?;
+                release(gguf, &data);
                 self.ternary(planned, &trits, path, &planned.name).map(Some)
             }
             (Source::Gguf(_, gguf), _) => {
@@ -283,6 +292,7 @@ impl Job<'_, '_, '_> {
                 for chunk in data.chunks(CHUNK_BYTES) {
                     self.put(chunk)?;
                 }
+                release(gguf, &data);
                 Ok(None)
             }
             (Source::HuggingFace(_), _) => unreachable!("a checkpoint has linears and floats"),
