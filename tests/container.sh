@@ -5,8 +5,8 @@
 #
 # First without a model (the demo answers), then with a GGUF mounted at /app/models, then at /models as earlier compose files do,
 # then called as llama-server.
-# The scripts of earlier images answer, too. Each time: healthy within 30 s, the health check inside the container agrees, the log tells of the CPU quota, it serves the model
-# that was mounted, /completion answers, and SIGTERM ends it with exit code 0 within 5 s.
+# Each time: healthy within 30 s, the health check inside the container and the scripts of earlier images answer, the log tells of the CPU
+# quota, it serves the model that was mounted, /completion answers, and SIGTERM ends it with exit code 0 within 5 s.
 #
 # CONTAINER_ENGINE   docker (default) or podman; may hold options, e.g. "podman --runtime runc"
 # RUN_ARGS           more arguments of `run`, e.g. "--network host -e HOST=127.0.0.1"

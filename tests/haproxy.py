@@ -116,7 +116,9 @@ class Server:
         raise AssertionError(f"{self.name} has no engine process")
 
     def end(self):
-        """SIGTERM; running answers finish."""
+        """Drained first, so that the balancer knows before the port is closed; then SIGTERM."""
+        request(self.address, "POST", "/drain")
+        time.sleep(1.5)
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(timeout=60)
         assert code == 0, f"{self.name} ended with {code}"
