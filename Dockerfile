@@ -61,7 +61,8 @@ COPY --from=build /image /
 ENV PATH=/usr/local/bin:/bin \
     HOST=0.0.0.0 \
     PORT=8081 \
-    MODEL_PATH=/app/models
+    MODEL_PATH=/app/models \
+    BITNET_CRASH_LOOP=exit
 EXPOSE 8081
 USER 10001:10001
 WORKDIR /app

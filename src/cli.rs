@@ -75,6 +75,8 @@ pub(crate) enum Task {
     Tune(crate::tune::TuneArgs),
     /// Ask a running server whether it is well: exit code 0 or 1
     Health(HealthArgs),
+    /// Let a running server read its settings and its model anew, without an outage: exit code 0 or 1
+    Reload(ReloadArgs),
     /// Measure how surprised a model is by a text, as llama.cpp does
     Perplexity(PerplexityArgs),
     /// Make a GGUF file of a Hugging Face directory, or of a GGUF file in another ternary packing
@@ -249,6 +251,32 @@ pub(crate) struct HealthArgs {
     pub port: Option<u16>,
     /// Seconds to wait for the answer
     #[arg(long, default_value_t = 5.0)]
+    pub timeout: f64,
+    /// Say nothing, only exit
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Flags of `reload`.
+#[derive(Debug, Args)]
+pub(crate) struct ReloadArgs {
+    /// Where the server is, such as http://127.0.0.1:8081
+    #[arg(long, conflicts_with_all = ["host", "port"])]
+    pub url: Option<String>,
+    /// Its host; 0.0.0.0 and :: mean this machine [env: HOST] [default: 127.0.0.1]
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Its port [env: PORT] [default: 8081]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// One of its keys [env: LLAMA_API_KEY]
+    #[arg(long)]
+    pub api_key: Option<String>,
+    /// End the old engine before the new one starts: for a machine that can't hold both; requests wait meanwhile
+    #[arg(long)]
+    pub gap: bool,
+    /// Seconds to wait for the outcome
+    #[arg(long, default_value_t = 600.0)]
     pub timeout: f64,
     /// Say nothing, only exit
     #[arg(long, short)]

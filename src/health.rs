@@ -20,7 +20,12 @@ const ANSWER_LIMIT_BYTES: u64 = 64 << 10;
 /// # Errors
 /// When the address makes no sense, nobody answers in time, or the answer isn't 200.
 pub(crate) fn run(args: &HealthArgs, env: &Environment) -> anyhow::Result<ExitCode> {
-    let url = url(args, env)?;
+    let server = Address {
+        url: args.url.as_deref(),
+        host: args.host.as_deref(),
+        port: args.port,
+    };
+    let url = server.route("/health", env)?;
     match ask(&url, args.timeout) {
         Ok(answer) => {
             if !args.quiet {
@@ -62,49 +67,54 @@ fn ask(url: &str, timeout_s: f64) -> anyhow::Result<String> {
     Ok(body.trim().to_owned())
 }
 
-/// `/health` of the server named by flags, else by the variables the server itself reads.
-///
-/// With a certificate in the environment it speaks HTTPS.
-fn url(args: &HealthArgs, env: &Environment) -> anyhow::Result<String> {
-    if let Some(url) = &args.url {
-        let url = url.trim_end_matches('/');
-        let scheme = if url.contains("://") { "" } else { "http://" };
-        let path = if url.ends_with("/health") {
-            ""
-        } else {
-            "/health"
+/// A server, as flags name it.
+pub(crate) struct Address<'a> {
+    pub(crate) url: Option<&'a str>,
+    pub(crate) host: Option<&'a str>,
+    pub(crate) port: Option<u16>,
+}
+
+impl Address<'_> {
+    /// A route of the server named by flags, else by the variables the server itself reads. With a certificate in the environment
+    /// it speaks HTTPS.
+    ///
+    /// # Errors
+    /// When the port in the environment is none.
+    pub(crate) fn route(&self, route: &str, env: &Environment) -> anyhow::Result<String> {
+        if let Some(url) = self.url {
+            let url = url.trim_end_matches('/');
+            let scheme = if url.contains("://") { "" } else { "http://" };
+            let route = if url.ends_with(route) { "" } else { route };
+            return Ok(format!("{scheme}{url}{route}"));
+        }
+        let variable = |names: &[&str]| {
+            let found = names
+                .iter()
+                .find_map(|name| env.get(*name).filter(|value| !value.is_empty()));
+            found.cloned()
         };
-        return Ok(format!("{scheme}{url}{path}"));
+        let host = self
+            .host
+            .map(str::to_owned)
+            .or_else(|| variable(&["LLAMA_ARG_HOST", "HOST"]));
+        let port = match self.port {
+            Some(port) => port,
+            None => match variable(&["LLAMA_ARG_PORT", "PORT"]) {
+                Some(port) => port.trim().parse().with_context(|| {
+                    format!("environment PORT is `{port}`, expected a port number from 0 to 65535")
+                })?,
+                None => 8081,
+            },
+        };
+        let prefix = variable(&["LLAMA_ARG_API_PREFIX"]).unwrap_or_default();
+        let host = reachable(host.as_deref().unwrap_or("127.0.0.1"));
+        let prefix = prefix.trim_end_matches('/');
+        let scheme = match variable(&["LLAMA_ARG_SSL_CERT_FILE"]) {
+            Some(_) => "https",
+            None => "http",
+        };
+        Ok(format!("{scheme}://{host}:{port}{prefix}{route}"))
     }
-    let variable = |names: &[&str]| {
-        let found = names
-            .iter()
-            .find_map(|name| env.get(*name).filter(|value| !value.is_empty()));
-        found.cloned()
-    };
-    let host = args
-        .host
-        .clone()
-        .or_else(|| variable(&["LLAMA_ARG_HOST", "HOST"]));
-    let port = match args.port {
-        Some(port) => port,
-        None => match variable(&["LLAMA_ARG_PORT", "PORT"]) {
-            Some(port) => port.trim().parse().with_context(|| {
-                format!("environment PORT is `{port}`, expected a port number from 0 to 65535")
-            })?,
-            None => 8081,
-        },
-    };
-    let prefix = variable(&["LLAMA_ARG_API_PREFIX"]).unwrap_or_default();
-    let host = reachable(host.as_deref().unwrap_or("127.0.0.1"));
-    let scheme = match variable(&["LLAMA_ARG_SSL_CERT_FILE"]) {
-        Some(_) => "https",
-        None => "http",
-    };
-    Ok(format!(
-        "{scheme}://{host}:{port}{}/health",
-        prefix.trim_end_matches('/')
-    ))
 }
 
 /// A certificate names what others call this machine, not its loopback address: there it isn't checked. Nothing secret is
@@ -131,13 +141,15 @@ fn reachable(hosts: &str) -> String {
 mod tests {
     use super::*;
 
-    fn args(host: Option<&str>, port: Option<u16>) -> HealthArgs {
-        HealthArgs {
+    fn url(address: &Address<'_>, env: &Environment) -> anyhow::Result<String> {
+        address.route("/health", env)
+    }
+
+    fn args(host: Option<&str>, port: Option<u16>) -> Address<'_> {
+        Address {
             url: None,
-            host: host.map(str::to_owned),
+            host,
             port,
-            timeout: 1.0,
-            quiet: false,
         }
     }
 
@@ -199,8 +211,8 @@ mod tests {
             ("http://bitnet:8081/", "http://bitnet:8081/health"),
             ("https://bitnet/llm/health", "https://bitnet/llm/health"),
         ] {
-            let args = HealthArgs {
-                url: Some(named.to_owned()),
+            let args = Address {
+                url: Some(named),
                 ..args(None, None)
             };
             assert_eq!(url(&args, &env(&[])).unwrap(), wanted);

@@ -8,6 +8,7 @@ mod convert;
 mod demo;
 mod doctor;
 mod engine_main;
+mod file_stamp;
 mod health;
 mod host;
 mod inspect;
@@ -19,6 +20,8 @@ mod man;
 mod models;
 mod perplexity;
 mod plan;
+mod reload;
+mod reload_client;
 mod sandbox;
 mod serve;
 mod settings;
@@ -39,7 +42,7 @@ use clap::{CommandFactory, Parser};
 
 use cli::{Cli, ServeArgs, Task};
 use models::error::PullError;
-use settings::{Dialect, Flags, Settings, SettingsError};
+use settings::{Dialect, Flags, Settings, SettingsError, Sources};
 
 /// Version of the program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -132,6 +135,7 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         Some(Task::Bench(args)) => bench::run(&args),
         Some(Task::Tune(args)) => tune::run(&args),
         Some(Task::Health(args)) => health::run(&args, &settings::environment()),
+        Some(Task::Reload(args)) => reload_client::run(&args, &settings::environment()),
         Some(Task::Perplexity(args)) => perplexity::run(args),
         Some(Task::Convert(args)) => convert::run(&args),
         Some(Task::Inspect(args)) => inspect::run(&args),
@@ -156,10 +160,12 @@ fn called_as(args: &[OsString], name: &str) -> bool {
 }
 
 fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let env = settings::environment();
-    let settings = match Settings::read(args.flags.clone(), &env, Dialect::Launch) {
-        Err(SettingsError::NotPulled { name, .. }) if models::locate::offer(&name, &env)? => {
-            Settings::read(args.flags, &env, Dialect::Launch)?
+    let sources = Sources::new(args.flags, settings::environment(), Dialect::Launch);
+    let settings = match sources.read() {
+        Err(SettingsError::NotPulled { name, .. })
+            if models::locate::offer(&name, &sources.env)? =>
+        {
+            sources.read()?
         }
         settings => settings?,
     };
@@ -167,7 +173,7 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         return check(&settings);
     }
     logging::init(&settings)?;
-    serve::run(settings)
+    serve::run(settings, sources)
 }
 
 /// Prints what would happen.
@@ -205,7 +211,8 @@ fn llama_server(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Exit
             return Ok(ExitCode::SUCCESS);
         }
     };
-    let settings = Settings::read(flags, &settings::environment(), Dialect::LlamaServer)?;
+    let sources = Sources::new(flags, settings::environment(), Dialect::LlamaServer);
+    let settings = sources.read()?;
     logging::init(&settings)?;
-    serve::run(settings)
+    serve::run(settings, sources)
 }

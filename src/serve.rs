@@ -5,15 +5,12 @@
 //! the first engine was ready ends the process; later failures show in `/health`.
 
 use std::io;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context;
-use bitnet_model::protocol::ModelSource;
-use bitnet_model::tokenizer::Tokenizer;
-use bitnet_server::{App, Cors, ModelCard, ServerConfig, Tls};
+use bitnet_server::{App, Cors, ServerConfig, Tls};
 use indicatif::ProgressBar;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -21,17 +18,17 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::connections;
-use crate::demo;
 use crate::listen::{self, Sockets};
-use crate::settings::{Settings, environment};
+use crate::reload::{self, Cause, Desk, Reloader, Served, Wishes};
+use crate::settings::{CrashLoop, Settings, Sources, environment};
 use crate::startup::{self, Prepared};
 use crate::status::Watch;
-use crate::supervise::broker::{Broker, BrokerConfig, Notice, Unstarted};
+use crate::supervise::broker::{Broker, Notice, Unstarted};
 use crate::supervise::child::EngineProcesses;
 use crate::supervise::state::Failure;
 use crate::systemd;
 use crate::tune;
-use crate::watch::{self, Announce, Watched};
+use crate::watch::{self, Watched};
 
 /// Threads that parse, render and write HTTP; the CPUs belong to the engine.
 const HTTP_THREADS: usize = 2;
@@ -39,12 +36,6 @@ const HTTP_THREADS: usize = 2;
 const EXIT_GRACE: Duration = Duration::from_millis(900);
 /// A client that began a request gets no longer to go on with it, whatever `--timeout` says.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// An engine that loads slower than this from a disk is not going to be of use.
-const LOAD_BYTES_S: u64 = 20_000_000;
-/// Added to the time an engine may load.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
-/// A busy engine that reports no progress for this long is replaced; it reports inside long steps, too.
-const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A supervisor thread that does not come by for this long is stuck; it should every second.
 const SUPERVISOR_PAUSE: Duration = Duration::from_secs(10);
@@ -53,7 +44,7 @@ const SUPERVISOR_PAUSE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When the socket can't be bound, or the model can't be served.
-pub(crate) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(settings: Settings, sources: Sources) -> anyhow::Result<ExitCode> {
     let tls = match &settings.tls {
         Some(files) => Some(Tls::load(&files.certificate, &files.key)?),
         None => None,
@@ -74,27 +65,13 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start the threads that serve HTTP")?;
     let result = runtime.block_on(async {
-        if let Some(tls) = tls {
-            tokio::spawn(Arc::clone(&tls).follow());
-            tokio::spawn(reload_at_hangup(tls));
+        if let Some(tls) = &tls {
+            tokio::spawn(Arc::clone(tls).follow());
         }
-        Server::start(settings, sockets)?.live().await
+        Server::start(settings, sources, sockets, tls)?.live().await
     });
     runtime.shutdown_background();
     result
-}
-
-/// SIGHUP means: read the certificate again.
-async fn reload_at_hangup(tls: Arc<Tls>) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-        return;
-    };
-    while hangup.recv().await.is_some() {
-        systemd::reloading();
-        let tls = Arc::clone(&tls);
-        let _ = tokio::task::spawn_blocking(move || tls.reload_and_say()).await;
-        systemd::ready("serving");
-    }
 }
 
 /// Tells systemd that all is well as long as this event loop and the supervisor thread go round.
@@ -120,6 +97,8 @@ struct Server {
     broker: Broker,
     addresses: Vec<String>,
     drain_timeout: Duration,
+    crash_loop: CrashLoop,
+    reloader: Reloader,
     listeners: JoinSet<io::Result<()>>,
     /// Reads the model and starts the engine.
     opening: JoinHandle<anyhow::Result<UnboundedReceiver<Notice>>>,
@@ -127,15 +106,23 @@ struct Server {
 }
 
 impl Server {
-    fn start(settings: Settings, sockets: Sockets) -> anyhow::Result<Server> {
+    fn start(
+        settings: Settings,
+        sources: Sources,
+        sockets: Sockets,
+        tls: Option<Arc<Tls>>,
+    ) -> anyhow::Result<Server> {
         let signals = Signals::new().context("cannot listen to signals")?;
         let addresses = sockets.urls();
         let drain_timeout = settings.drain_timeout.value;
         let (broker, unstarted) = Broker::new();
+        let crash_loop = settings.crash_loop.value;
+        let (reloader, wishes) = Reloader::new();
         let config = server_config(&settings, sockets.addresses());
         let app = App::new(config, Arc::new(broker.clone()));
         let watch = Arc::new(Watch::new());
         app.set_status(Arc::clone(&watch) as _);
+        app.set_control(Arc::new(reloader.clone()));
         if let Some(every) = systemd::watchdog_interval(&environment()) {
             tokio::spawn(feed_watchdog(broker.clone(), every));
         }
@@ -147,9 +134,18 @@ impl Server {
             tokio::spawn(bitnet_server::serve_agent(listener, Arc::clone(&app)));
         }
         let opening = tokio::task::spawn_blocking({
-            let (app, watch) = (Arc::clone(&app), Arc::clone(&watch));
-            let broker = broker.clone();
-            move || open(&settings, broker, unstarted, &app, &watch)
+            let opening = Opening {
+                settings,
+                sources,
+                app: Arc::clone(&app),
+                watch: Arc::clone(&watch),
+                broker: broker.clone(),
+                reloader: reloader.clone(),
+                wishes,
+                tls,
+                addresses: addresses.clone(),
+            };
+            move || opening.open(unstarted)
         });
         Ok(Server {
             app,
@@ -157,6 +153,8 @@ impl Server {
             broker,
             addresses,
             drain_timeout,
+            crash_loop,
+            reloader,
             listeners,
             opening,
             signals,
@@ -164,14 +162,24 @@ impl Server {
     }
 
     async fn live(mut self) -> anyhow::Result<ExitCode> {
-        let mut notices = tokio::select! {
-            opened = &mut self.opening => match opened {
-                Ok(Ok(notices)) => notices,
-                Ok(Err(failure)) => return self.fail(None, failure).await,
-                Err(panic) => return self.fail(None, Failure::new(format!("reading the model failed: {panic}"))).await,
-            },
-            _ = self.signals.next() => return self.leave(None).await,
-            Some(ended) = self.listeners.join_next() => return self.fail(None, socket_failure(ended)).await,
+        let mut notices = loop {
+            tokio::select! {
+                opened = &mut self.opening => match opened {
+                    Ok(Ok(notices)) => break notices,
+                    Ok(Err(failure)) => return self.fail(None, failure).await,
+                    Err(panic) => {
+                        let failure = format!("reading the model failed: {panic}");
+                        return self.fail(None, Failure::new(failure)).await;
+                    }
+                },
+                told = self.signals.next() => match told {
+                    Told::End(_) => return self.leave(None).await,
+                    Told::Reload => self.reloader.wish(Cause::Signal),
+                },
+                Some(ended) = self.listeners.join_next() => {
+                    return self.fail(None, socket_failure(ended)).await;
+                }
+            }
         };
         let mut announced = false;
         loop {
@@ -182,20 +190,26 @@ impl Server {
                         self.watch.engine_is(pid);
                         match announced {
                             false => self.announce(),
-                            true => systemd::status(&self.serving()),
+                            true => systemd::status(&serving(&self.addresses)),
                         }
                         announced = true;
                     }
                     Notice::Failed { failure, ever_ready: false } => {
                         return self.fail(Some(notices), failure).await;
                     }
+                    Notice::Failed { failure, .. } if self.crash_loop == CrashLoop::Exit => {
+                        return self.fail(Some(notices), failure).await;
+                    }
                     Notice::Failed { failure, .. } => {
                         systemd::status(&format!("no engine: {}", failure.reason));
-                        tracing::error!("all requests are refused until a restart");
+                        tracing::error!("all requests are refused until a reload or a restart");
                     }
                     Notice::Stopped => return self.fail(None, Failure::new("the supervisor ended")).await,
                 },
-                _ = self.signals.next() => return self.leave(Some(notices)).await,
+                told = self.signals.next() => match told {
+                    Told::End(_) => return self.leave(Some(notices)).await,
+                    Told::Reload => self.reloader.wish(Cause::Signal),
+                },
                 Some(ended) = self.listeners.join_next() => {
                     return self.fail(Some(notices), socket_failure(ended)).await;
                 }
@@ -207,12 +221,7 @@ impl Server {
         for address in &self.addresses {
             tracing::info!("listening on {address}");
         }
-        systemd::ready(&self.serving());
-    }
-
-    /// For systemd.
-    fn serving(&self) -> String {
-        format!("serving on {}", self.addresses.join(", "))
+        systemd::ready(&serving(&self.addresses));
     }
 
     /// The polite end: what runs finishes within the drain timeout. A second signal ends at once.
@@ -238,7 +247,7 @@ impl Server {
         tokio::select! {
             () = end => {}
             () = sleep(limit + EXIT_GRACE) => tracing::warn!("not everything ended in time"),
-            number = self.signals.next() => {
+            number = self.signals.end() => {
                 self.broker.stop();
                 return Ok(ExitCode::from(128 + number));
             }
@@ -260,6 +269,11 @@ impl Server {
     }
 }
 
+/// For systemd.
+pub(crate) fn serving(addresses: &[String]) -> String {
+    format!("serving on {}", addresses.join(", "))
+}
+
 /// Returns when the supervisor has ended its engine and itself.
 async fn stopped(mut notices: UnboundedReceiver<Notice>) {
     while let Some(notice) = notices.recv().await {
@@ -277,103 +291,139 @@ fn socket_failure(ended: Result<io::Result<()>, tokio::task::JoinError>) -> Fail
     })
 }
 
-/// SIGTERM and SIGINT.
+/// What a signal says.
+enum Told {
+    /// SIGTERM and SIGINT, by number.
+    End(u8),
+    /// SIGHUP.
+    Reload,
+}
+
+/// The signals that say something.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// `None` where whoever started us wants it ignored, as `nohup` does.
+    hangup: Option<Signal>,
+    had_terminal: bool,
 }
 
 impl Signals {
     fn new() -> io::Result<Signals> {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hangup = match ignores_hangup(&status) {
+            true => None,
+            false => Some(signal(SignalKind::hangup())?),
+        };
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup,
+            had_terminal: has_terminal(),
         })
     }
 
-    /// The next one's number.
-    async fn next(&mut self) -> u8 {
+    /// The next one. SIGHUP for a terminal that is gone is the end.
+    async fn next(&mut self) -> Told {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => 15,
-            _ = self.interrupt.recv() => 2,
+            _ = self.terminate.recv() => Told::End(15),
+            _ = self.interrupt.recv() => Told::End(2),
+            _ = hangup => match self.had_terminal && !has_terminal() {
+                true => Told::End(1),
+                false => Told::Reload,
+            },
         }
     }
+
+    /// The next one that says to end.
+    async fn end(&mut self) -> u8 {
+        loop {
+            if let Told::End(number) = self.next().await {
+                return number;
+            }
+        }
+    }
+}
+
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
+/// proc_pid_status(5): `SigIgn` is a mask of the ignored signals, SIGHUP its lowest bit.
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Reads the header, plans, starts the supervisor with the first engine, and builds the tokenizer while that loads.
-fn open(
-    settings: &Settings,
+struct Opening {
+    settings: Settings,
+    sources: Sources,
+    app: Arc<App>,
+    watch: Arc<Watch>,
     broker: Broker,
-    unstarted: Unstarted,
-    app: &Arc<App>,
-    watch: &Arc<Watch>,
-) -> anyhow::Result<UnboundedReceiver<Notice>> {
-    let mut prepared = startup::prepare(settings)?;
-    if settings.tune.value && prepared.profile.is_none() {
-        tune_first(&prepared, settings);
-        prepared = startup::prepare(settings)?;
-    }
-    prepared.log(settings);
-    watch.planned(&prepared.host, &prepared.plan);
-    let Prepared { facts, plan, .. } = &prepared;
-    let config = BrokerConfig {
-        engine: plan.engine_config(settings),
-        max_queue: settings.max_queue.value,
-        context_shift: settings.context_shift.value,
-        start_timeout: START_TIMEOUT + Duration::from_secs(facts.file_bytes / LOAD_BYTES_S),
-        hang_timeout: settings.hang_timeout.value.unwrap_or(HANG_TIMEOUT),
-    };
-    let engines = EngineProcesses {
-        log_level: settings.log_level.value.map(|level| level.to_string()),
-        unconfined: !settings.sandbox.value,
-        slot_folder: settings.slot_save_path.value.clone(),
-    };
-    let notices = unstarted
-        .start(config, engines)
-        .context("cannot start the supervisor")?;
-    let (host, facts, plan) = (
-        prepared.host.clone(),
-        prepared.facts.clone(),
-        prepared.plan.clone(),
-    );
-    let card = model_card(settings, prepared)?;
-    let planned = planned(app, watch, &card);
-    app.set_model(card)
-        .context("cannot use the chat template")?;
-    let watched = Watched {
-        broker,
-        settings: settings.clone(),
-        facts,
-        host,
-        plan,
-        planned,
-    };
-    watch::start(watched).context("cannot start the thread that watches limits")?;
-    Ok(notices)
+    reloader: Reloader,
+    wishes: Wishes,
+    tls: Option<Arc<Tls>>,
+    addresses: Vec<String>,
 }
 
-/// What clients are told of the model follows a new plan.
-fn planned(app: &Arc<App>, watch: &Arc<Watch>, card: &ModelCard) -> Announce {
-    let (app, watch) = (Arc::clone(app), Arc::clone(watch));
-    let (facts, tokenizer) = (card.facts.clone(), Arc::clone(&card.tokenizer));
-    let (path, created_unix_s) = (card.path.clone(), card.created_unix_s);
-    Box::new(move |host, plan| {
-        watch.planned(host, plan);
-        let card = ModelCard {
-            facts: facts.clone(),
-            tokenizer: Arc::clone(&tokenizer),
-            path: path.clone(),
-            created_unix_s,
-            slots: plan.slots.value,
-            slot_context: plan.slot_context.value,
-            prefill_batch: plan.prefill_batch.value,
-            kernel: plan.kernel.value.to_string(),
-            threads: plan.threads(),
-        };
-        if let Err(error) = app.set_model(card) {
-            tracing::warn!("the new plan is not shown to clients: {error}");
+impl Opening {
+    fn open(self, unstarted: Unstarted) -> anyhow::Result<UnboundedReceiver<Notice>> {
+        let settings = &self.settings;
+        let mut prepared = startup::prepare(settings)?;
+        if settings.tune.value && prepared.profile.is_none() {
+            tune_first(&prepared, settings);
+            prepared = startup::prepare(settings)?;
         }
-    })
+        prepared.log(settings);
+        self.watch.planned(&prepared.host, &prepared.plan);
+        let file = reload::model_file(settings);
+        let Prepared {
+            host, facts, plan, ..
+        } = &prepared;
+        let config = reload::broker_config(settings, host, facts, plan, file.clone());
+        let engines = EngineProcesses {
+            log_level: settings.log_level.value.map(|level| level.to_string()),
+            unconfined: !settings.sandbox.value,
+            slot_folder: settings.slot_save_path.value.clone(),
+        };
+        let notices = unstarted
+            .start(config, engines)
+            .context("cannot start the supervisor")?;
+        let served = Served::new(prepared, settings, file, self.broker.tenure(0))?;
+        self.app
+            .set_model(served.card())
+            .context("cannot use the chat template")?;
+        let watched = Watched {
+            broker: self.broker.clone(),
+            reloader: self.reloader,
+            sources: self.sources.clone(),
+            limits: served.host.limits.clone(),
+            energy: served.host.energy.clone(),
+        };
+        watch::start(watched).context("cannot start the thread that watches limits")?;
+        let desk = Desk {
+            app: self.app,
+            watch: self.watch,
+            broker: self.broker,
+            sources: self.sources,
+            first: self.settings,
+            tls: self.tls,
+            addresses: self.addresses,
+            served,
+        };
+        desk.open(self.wishes)
+            .context("cannot start the thread that reloads")?;
+        Ok(notices)
+    }
 }
 
 /// A short tuning before the first engine. Where it fails, the plan is what it would have been.
@@ -395,42 +445,7 @@ fn tune_first(prepared: &Prepared, settings: &Settings) {
     }
 }
 
-fn model_card(settings: &Settings, prepared: Prepared) -> anyhow::Result<ModelCard> {
-    let source = &settings.model.value;
-    let Prepared {
-        gguf, facts, plan, ..
-    } = prepared;
-    let tokenizer = Tokenizer::from_gguf(&gguf, &settings.overrides)
-        .with_context(|| format!("cannot load {}", startup::described(source)))?;
-    Ok(ModelCard {
-        facts,
-        tokenizer: Arc::new(tokenizer),
-        path: match source {
-            ModelSource::File(path) => path.display().to_string(),
-            ModelSource::Demo => demo::NAME.to_owned(),
-        },
-        created_unix_s: match source {
-            ModelSource::File(path) => modified_unix_s(path),
-            // The model is as old as the program that carries it.
-            ModelSource::Demo => std::env::current_exe().map_or(0, |exe| modified_unix_s(&exe)),
-        },
-        slots: plan.slots.value,
-        slot_context: plan.slot_context.value,
-        prefill_batch: plan.prefill_batch.value,
-        kernel: plan.kernel.value.to_string(),
-        threads: plan.threads(),
-    })
-}
-
-fn modified_unix_s(path: &Path) -> u64 {
-    std::fs::metadata(path)
-        .and_then(|metadata| metadata.modified())
-        .ok()
-        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-        .map_or(0, |age| age.as_secs())
-}
-
-fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
+pub(crate) fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
     ServerConfig {
         addresses,
         aliases: settings.alias.value.clone(),
@@ -473,5 +488,17 @@ fn server_config(settings: &Settings, addresses: Vec<String>) -> ServerConfig {
         write_timeout: settings.timeout.value,
         sse_ping: settings.sse_ping.value,
         ..ServerConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ignores_hangups_is_left_alone() {
+        assert!(ignores_hangup("Name:\tx\nSigIgn:\t0000000000001001\n"));
+        assert!(!ignores_hangup("SigIgn:\t0000000000001000\n"));
+        assert!(!ignores_hangup(""));
     }
 }

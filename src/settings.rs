@@ -20,6 +20,7 @@ use bitnet_model::protocol::{
 
 use bitnet_server::ApiKeys;
 
+use crate::file_stamp::FileStamp;
 use crate::host::CpuSet;
 use asked::Asked;
 
@@ -130,6 +131,15 @@ pub(crate) enum ModelSize {
     Medium,
     /// More.
     Large,
+}
+
+/// What becomes of the server when its engines end again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CrashLoop {
+    /// It says so.
+    Stay,
+    /// It ends.
+    Exit,
 }
 
 /// How log lines look.
@@ -350,12 +360,20 @@ pub(crate) struct Settings {
     pub agent_check_port: Setting<Option<u16>>,
     /// Answer tokens per second that have full weight among servers.
     pub full_speed_tok_s: Setting<f32>,
+    /// Requests that have waited for a slot for this long are sent away; `None` is never.
+    pub queue_timeout: Setting<Option<Duration>>,
     /// Largest request body, in bytes.
     pub max_body_bytes: Setting<usize>,
     /// Time for running answers after SIGTERM.
     pub drain_timeout: Setting<Duration>,
     /// An engine without progress for this long is replaced; `None` is automatic.
     pub hang_timeout: Setting<Option<Duration>>,
+    /// When engines end again and again.
+    pub crash_loop: Setting<CrashLoop>,
+    /// A reload may leave a gap where memory is short.
+    pub reload_gap: Setting<bool>,
+    /// An engine without work for this long is ended; `None` is never.
+    pub sleep_idle: Setting<Option<Duration>>,
     /// Serve `/metrics`.
     pub metrics: Setting<bool>,
     /// Serve `/slots`.
@@ -548,6 +566,50 @@ pub(crate) fn environment() -> Environment {
             )
         })
         .collect()
+}
+
+/// What the settings are read from; all but the settings file stay what they were at the start.
+#[derive(Clone)]
+pub(crate) struct Sources {
+    /// The command line.
+    pub flags: Flags,
+    /// The environment.
+    pub env: Environment,
+    /// Whose defaults.
+    pub dialect: Dialect,
+    /// The settings file before it was read for the first time.
+    pub first_file: Option<FileStamp>,
+}
+
+impl Sources {
+    /// Looks at the settings file, reads nothing yet.
+    pub(crate) fn new(flags: Flags, env: Environment, dialect: Dialect) -> Sources {
+        let mut sources = Sources {
+            flags,
+            env,
+            dialect,
+            first_file: None,
+        };
+        sources.first_file = sources.file();
+        sources
+    }
+
+    /// Reads them all.
+    ///
+    /// # Errors
+    /// As [`Settings::read`].
+    pub(crate) fn read(&self) -> Result<Settings, SettingsError> {
+        Settings::read(self.flags.clone(), &self.env, self.dialect)
+    }
+
+    /// The settings file that would be read now.
+    pub(crate) fn file(&self) -> Option<FileStamp> {
+        let mut asked = Asked::default();
+        asked.add_environment(&self.env, &mut Vec::new()).ok()?;
+        asked.add_flags(self.flags.values.clone());
+        let (path, _) = asked.config_file()?;
+        FileStamp::look(&path).ok()
+    }
 }
 
 impl Settings {

@@ -1,21 +1,20 @@
-//! While serving: limits that change, CPU time that is denied for long, heat; and what the engine costs in CPU time and energy.
+//! While serving: limits and settings files that change, CPU time that is denied for long, heat; and what the engine costs in CPU
+//! time and energy.
 //!
-//! One thread looks every [`LOOK`] seconds, at a dozen small files. It tells once when something changes, with the advice; told to
-//! (`--replan`), it has the engine replaced at the next idle moment by one with a new plan. [`Watch`] is pure: what it
-//! sees and when are its arguments.
+//! One thread looks every [`LOOK`] seconds, at a dozen small files. It tells once when something changes, with the advice; what
+//! may need another plan it tells the desk in [`crate::reload`]. [`Watch`] is pure: what it sees and when are its arguments.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bitnet_model::facts::ModelFacts;
 use bitnet_server::backend::Usage;
 
-use crate::host::{Host, Limits, Meter, Root, Throttle};
-use crate::plan::Plan;
-use crate::settings::Settings;
-use crate::startup::decide;
+use crate::file_stamp::FileStamp;
+use crate::host::{Limits, Meter, Root, Throttle};
+use crate::reload::{Cause, Reloader};
+use crate::settings::Sources;
 use crate::supervise::broker::Broker;
 
 /// Time between two looks.
@@ -163,20 +162,16 @@ fn change(before: &Limits, after: &Limits) -> String {
     }
 }
 
-/// Tells clients of another plan.
-pub(crate) type Announce = Box<dyn Fn(&Host, &Plan) + Send>;
-
 /// What the watching thread needs.
 pub(crate) struct Watched {
     pub(crate) broker: Broker,
-    pub(crate) settings: Settings,
-    pub(crate) facts: ModelFacts,
+    /// Told about changes.
+    pub(crate) reloader: Reloader,
+    pub(crate) sources: Sources,
     /// What the plan was made for.
-    pub(crate) host: Host,
-    /// What runs.
-    pub(crate) plan: Plan,
-    /// Told about a new plan that is on its way.
-    pub(crate) planned: Announce,
+    pub(crate) limits: Limits,
+    /// Where energy is read, or why it can't be.
+    pub(crate) energy: Result<String, String>,
 }
 
 /// Starts the thread; it lives as long as the program.
@@ -191,7 +186,7 @@ pub(crate) fn start(watched: Watched) -> std::io::Result<()> {
 }
 
 impl Watched {
-    fn live(mut self) {
+    fn live(self) {
         let root = Root::live();
         let meter = Meter::find(&root).ok();
         // Power that is read every moment says little about a short request.
@@ -203,7 +198,8 @@ impl Watched {
         }
         let mut idle = IdlePower::default();
         let mut cpu = EngineCpu::default();
-        let mut watch = Watch::new(self.host.limits.clone());
+        let mut watch = Watch::new(self.limits.clone());
+        let mut file = FileWatch::new(self.sources.first_file.clone());
         loop {
             let limits = Limits::read(&root);
             let throttle = Throttle::read(&root, &limits);
@@ -216,61 +212,50 @@ impl Watched {
             self.broker.set_usage(Usage {
                 engine_cpu_s: cpu.look(self.broker.engine_pid()),
                 energy_j,
-                energy_source: Some(self.host.energy.clone()),
+                energy_source: Some(self.energy.clone()),
                 quota_throttled_s: throttle.quota.as_ref().map(|q| q.throttled.as_secs_f64()),
             });
             for finding in watch.look(limits, throttle, Instant::now()) {
                 self.tell(finding);
             }
+            if file.look(self.sources.file()) {
+                self.reloader.wish(Cause::File);
+            }
             thread::sleep(LOOK);
         }
     }
 
-    fn tell(&mut self, finding: Finding) {
+    fn tell(&self, finding: Finding) {
         match finding {
             Finding::Throttled(text) | Finding::Hot(text) => tracing::warn!("{text}"),
-            Finding::LimitsChanged(text) if self.settings.replan.value => {
-                tracing::warn!("limits changed: {text}");
-                self.replan();
-            }
-            Finding::LimitsChanged(text) => tracing::warn!(
-                "limits changed: {text}; the plan stays as it is: restart to follow, or serve with `--replan`"
-            ),
+            Finding::LimitsChanged(text) => self.reloader.wish(Cause::Limits(text)),
+        }
+    }
+}
+
+/// Notices a changed settings file once it has been the same for two looks: editors write in several steps.
+struct FileWatch {
+    followed: Option<FileStamp>,
+    last: Option<FileStamp>,
+}
+
+impl FileWatch {
+    fn new(now: Option<FileStamp>) -> FileWatch {
+        FileWatch {
+            last: now.clone(),
+            followed: now,
         }
     }
 
-    /// A new plan with the slots and contexts there are, which accepted requests rely on.
-    fn replan(&mut self) {
-        let mut host = Host::detect();
-        // What the engine holds is ours to plan with.
-        let held = self.broker.engine_pid().and_then(anonymous_bytes);
-        if let (Some(available), Some(held)) = (&mut host.memory.available_bytes, held) {
-            *available += held;
+    /// One look; true when there is something new to follow.
+    fn look(&mut self, now: Option<FileStamp>) -> bool {
+        let is_settled = now == self.last;
+        self.last = now;
+        if is_settled && self.last != self.followed {
+            self.followed.clone_from(&self.last);
+            return true;
         }
-        let (slots, context) = (self.plan.slots.value, self.plan.slot_context.value);
-        let mut settings = self.settings.clone();
-        settings.parallel.value = Some(slots);
-        settings.ctx_size.value = Some(slots * context);
-        let plan = match decide(&host, &self.facts, &settings) {
-            Ok((plan, _)) => plan,
-            Err(error) => {
-                return tracing::warn!(
-                    "{slots} slots of {context} tokens can't be planned within the new limits, the engine stays as it is: {error}"
-                );
-            }
-        };
-        if plan.engine_config(&settings) == self.plan.engine_config(&settings) {
-            return tracing::info!("the plan stays as it is under the new limits");
-        }
-        for line in plan.lines() {
-            tracing::info!("{line}");
-        }
-        for warning in &plan.warnings {
-            tracing::warn!("{warning}");
-        }
-        self.broker.renew(plan.engine_config(&settings));
-        (self.planned)(&host, &plan);
-        self.plan = plan;
+        false
     }
 }
 
@@ -321,16 +306,6 @@ impl EngineCpu {
         }
         Some(self.earlier_s + self.last_s)
     }
-}
-
-/// Memory of a process that no file backs.
-fn anonymous_bytes(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes << 10)
 }
 
 #[cfg(test)]
@@ -452,6 +427,34 @@ mod tests {
         for (seconds, joules, load, watts) in looks {
             let seen = idle.look(after(began, seconds), joules, load);
             assert_eq!(seen, watts, "at {seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_settings_file_is_followed_when_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bitnet.toml");
+        let stamp = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            FileStamp::look(&path).ok()
+        };
+        let (first, half, whole) = (stamp("a"), stamp("a = "), stamp("a = 1"));
+        let mut watch = FileWatch::new(None);
+        let looks = [
+            (None, false),
+            (first.clone(), false),
+            (first.clone(), true),
+            (first, false),
+            (half, false),
+            (whole.clone(), false),
+            (whole.clone(), true),
+            (None, false),
+            (whole, false),
+            (None, false),
+            (None, true),
+        ];
+        for (n, (seen, wanted)) in looks.into_iter().enumerate() {
+            assert_eq!(watch.look(seen), wanted, "look {n}");
         }
     }
 

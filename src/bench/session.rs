@@ -13,6 +13,7 @@ use bitnet_model::protocol::{
 
 use crate::host::Meter;
 use crate::supervise::child::{Engine, EngineProcesses, Spawn};
+use crate::supervise::exit::Tools;
 
 /// Nothing an engine is asked here takes this long without a frame.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -229,7 +230,7 @@ impl Session {
                 bail!("the engine said nothing for {} s", timeout.as_secs())
             }
             Err(RecvTimeoutError::Disconnected) => {
-                let how = self.engine.reap().explain();
+                let how = self.engine.reap().explain(Tools::default());
                 match how.hint {
                     Some(hint) => bail!("the engine ended: {} ({hint})", how.reason),
                     None => bail!("the engine ended: {}", how.reason),

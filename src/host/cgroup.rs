@@ -118,6 +118,28 @@ pub(crate) fn memory_used(root: &Root, limits: &Limits) -> Option<u64> {
     Some(used.saturating_sub(droppable.unwrap_or(0)))
 }
 
+/// Processes of this process's group that the kernel killed for want of memory, so far; where the group doesn't count, of the whole
+/// system.
+pub(crate) fn oom_kills(root: &Root) -> Option<u64> {
+    let groups = root.text("/proc/self/cgroup").unwrap_or_default();
+    let mounts = mounts(root);
+    let own = |controller, name| {
+        let groups = chain(root, &groups, &mounts, controller);
+        groups.first().map(|at| at.join(name))
+    };
+    let files = [
+        own(None, "memory.events"),
+        own(Some("memory"), "memory.oom_control"),
+        Some(PathBuf::from("/proc/vmstat")),
+    ];
+    let count = |at: PathBuf| {
+        let text = root.text(at)?;
+        let mut lines = text.lines();
+        lines.find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    };
+    files.into_iter().flatten().find_map(count)
+}
+
 /// Version 1 limits memory and swap together.
 fn swap_v1(root: &Root, at: &Path) -> Option<MemoryLimit> {
     let both = memory_limit(root, at.join("memory.memsw.limit_in_bytes"))?;

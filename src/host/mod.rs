@@ -16,7 +16,7 @@ pub(crate) mod topology;
 
 use bitnet_kernels::Kernel;
 
-pub(crate) use cgroup::Limits;
+pub(crate) use cgroup::{Limits, oom_kills};
 pub(crate) use cpu::Cpu;
 pub(crate) use cpuset::CpuSet;
 pub(crate) use energy::Meter;

@@ -199,6 +199,17 @@ fn counters_of_limits() {
 }
 
 #[test]
+fn processes_killed_for_want_of_memory_are_counted() {
+    let count = |files: &str| oom_kills(&Root::of_report(files));
+    let v2 = "=== /proc/self/cgroup\n0::/app\n=== /proc/self/mountinfo\n30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n=== /sys/fs/cgroup/app/memory.events\nlow 0\noom 4\noom_kill 3\n=== /proc/vmstat\nnr_free_pages 7\noom_kill 9\n";
+    assert_eq!(count(v2), Some(3));
+    let v1 = "=== /proc/self/cgroup\n4:memory:/app\n=== /proc/self/mountinfo\n30 23 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n=== /sys/fs/cgroup/memory/app/memory.oom_control\noom_kill_disable 0\nunder_oom 0\noom_kill 2\n";
+    assert_eq!(count(v1), Some(2));
+    assert_eq!(count("=== /proc/vmstat\noom_kill 9\n"), Some(9));
+    assert_eq!(count("=== /proc/vmstat\nnr_free_pages 7\n"), None);
+}
+
+#[test]
 fn big_and_little_cores_are_told_apart_by_capacity() {
     let host = host("arm-big-little");
     let small = host

@@ -218,7 +218,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["--no-agent", "--no-ui-mcp-proxy", "--no-webui-mcp-proxy"], Bare, Accept, &["LLAMA_ARG_NO_AGENT", "LLAMA_ARG_NO_UI_MCP_PROXY", "LLAMA_ARG_NO_WEBUI_MCP_PROXY"]),
     flag(&["--models-dir", "--models-preset", "--models-max"], One, Refuse("one server serves one model; name it with `-m`"), &["LLAMA_ARG_MODELS_DIR", "LLAMA_ARG_MODELS_PRESET", "LLAMA_ARG_MODELS_MAX"]),
     flag(&["--models-autoload", "--no-models-autoload"], Bare, Accept, &["LLAMA_ARG_MODELS_AUTOLOAD", "LLAMA_ARG_NO_MODELS_AUTOLOAD"]),
-    flag(&["--sleep-idle-seconds"], One, Warn("the model stays loaded; its pages are the page cache's"), &[]),
+    flag(&["--sleep-idle-seconds"], One, Set("sleep-idle-seconds"), &[]),
     flag(&["-p", "--prompt", "-sys", "--system-prompt"], One, Set("system-prompt"), &[]),
     flag(&["-f", "--file", "-bf", "--binary-file", "-spf", "-sysf", "--system-prompt-file", "--in-prefix", "--in-suffix"], One, Warn("this is a server, not a chat program"), &[]),
     flag(&["-cnv", "--conversation", "-no-cnv", "--no-conversation", "-i", "--interactive", "-if", "--interactive-first", "--color", "-co", "-ins", "--instruct", "-cml", "--chatml", "-st", "--single-turn", "-mli", "--multiline-input", "--in-prefix-bos", "--no-display-prompt"], Bare, Warn("this is a server, not a chat program"), &[]),

@@ -12,8 +12,8 @@ use bitnet_server::ApiKeys;
 
 use super::keys::{self, Key, Shape};
 use super::{
-    Affinity, Dialect, Environment, LogFormat, Sampling, Setting, Settings, SettingsError, Source,
-    TlsFiles, UseCase, values,
+    Affinity, CrashLoop, Dialect, Environment, LogFormat, Sampling, Setting, Settings,
+    SettingsError, Source, TlsFiles, UseCase, values,
 };
 use crate::llama_argv;
 use crate::models::locate::{Found, locate};
@@ -199,9 +199,13 @@ impl Asked {
             max_queue: self.or("max-queue", 64, values::count)?,
             agent_check_port: self.or("agent-check-port", None, |v| values::port(v).map(Some))?,
             full_speed_tok_s: self.or("full-speed", 100.0, values::positive)?,
+            queue_timeout: self.or("queue-timeout", None, values::queue_timeout)?,
             max_body_bytes: self.or("max-body", 64 << 20, values::megabytes)?,
             drain_timeout: self.or("drain-timeout", Duration::from_secs(4), values::seconds)?,
             hang_timeout: self.optional("hang-timeout", values::hang_timeout)?,
+            crash_loop: self.or("crash-loop", CrashLoop::Stay, values::crash_loop)?,
+            reload_gap: self.or("reload-gap", false, values::switch)?,
+            sleep_idle: self.or("sleep-idle-seconds", None, values::sleep_idle)?,
             metrics: self.or("metrics", !llama, values::switch)?,
             slots: self.or("slots", true, values::switch)?,
             props: self.or("props", false, values::switch)?,

@@ -206,7 +206,7 @@ pub(crate) const KEYS: &[Key] = &[
     switch(
         MACHINE,
         "replan",
-        "When CPU or memory limits change while serving, choose anew and restart the engine at the next idle moment",
+        "When CPU or memory limits change while serving, choose anew and put another engine in the place of the one that runs",
     )
     .env(&["BITNET_REPLAN"])
     .default("off: a change is only logged"),
@@ -308,6 +308,8 @@ pub(crate) const KEYS: &[Key] = &[
         "Load balancers are told full weight at this measured speed, and less in proportion; the same on all servers",
     )
     .default("100"),
+    value(NETWORK, "queue-timeout", "SECONDS", "Requests that have waited for a slot for this long get status 503; 0 is never")
+        .default("0"),
     value(NETWORK, "max-body", "MB", "Larger request bodies get status 413").default("64"),
     value(NETWORK, "drain-timeout", "SECONDS", "At SIGTERM, time for running answers to finish").default("4"),
     value(NETWORK, "timeout", "SECONDS", "A client that takes or sends no bytes for this long is gone; for what it sends, 60 at most")
@@ -343,6 +345,28 @@ pub(crate) const KEYS: &[Key] = &[
         "An engine that works without a sign of progress for this long is replaced",
     )
     .default("auto: long enough for this machine"),
+    value(
+        NETWORK,
+        "crash-loop",
+        "WHAT",
+        "When engines end again and again: stay (answer 503 with the reason) or exit (with code 1, for a restart policy)",
+    )
+    .env(&["BITNET_CRASH_LOOP"])
+    .default("stay"),
+    switch(
+        NETWORK,
+        "reload-gap",
+        "A reload may end the old engine before the new one starts, where memory can't hold both; requests wait meanwhile",
+    )
+    .env(&["BITNET_RELOAD_GAP"])
+    .default("off: such a reload is refused"),
+    value(
+        NETWORK,
+        "sleep-idle-seconds",
+        "SECONDS",
+        "Without a request for this long the engine ends and gives its memory back; the next request starts another; -1 is never",
+    )
+    .default("-1"),
     switch(NETWORK, "metrics", "Serve /metrics for Prometheus")
         .env(&["LLAMA_ARG_ENDPOINT_METRICS"])
         .default("on"),

@@ -11,7 +11,7 @@ use bitnet_model::protocol::{
 use tracing::level_filters::LevelFilter;
 
 use super::asked::LIST_SEPARATOR;
-use super::{Affinity, KernelName, LogFormat, ModelSize, UseCase};
+use super::{Affinity, CrashLoop, KernelName, LogFormat, ModelSize, UseCase};
 
 type Read<T> = Result<T, String>;
 
@@ -289,6 +289,31 @@ pub(super) fn seconds(text: &str) -> Read<Duration> {
         .filter(|s| (0.0..=86_400.0).contains(s))
         .map(Duration::from_secs_f32)
         .ok_or_else(|| "a number of seconds from 0 to 86400".to_owned())
+}
+
+/// 0 is never.
+pub(super) fn queue_timeout(text: &str) -> Read<Option<Duration>> {
+    seconds(text).map(|wait| (!wait.is_zero()).then_some(wait))
+}
+
+/// llama-server's: -1 is never.
+pub(super) fn sleep_idle(text: &str) -> Read<Option<Duration>> {
+    match text {
+        "-1" | "off" => Ok(None),
+        _ => seconds(text)
+            .ok()
+            .filter(|wait| !wait.is_zero())
+            .map(Some)
+            .ok_or_else(|| "a number of seconds up to 86400, or -1 for never".to_owned()),
+    }
+}
+
+pub(super) fn crash_loop(text: &str) -> Read<CrashLoop> {
+    match text {
+        "stay" => Ok(CrashLoop::Stay),
+        "exit" => Ok(CrashLoop::Exit),
+        _ => Err("`stay` or `exit`".to_owned()),
+    }
 }
 
 /// Several heartbeats of the engine: less would kill engines that are well.

@@ -1,9 +1,13 @@
-//! Between HTTP and engine: a bounded queue of jobs that outlive the engines they run on.
+//! Between HTTP and engines: a bounded queue of jobs that outlive the engines they run on.
 //!
-//! One thread, the supervisor, owns the jobs, the engine and the table in [`super::state`]; everybody else sends it
+//! One thread, the supervisor, owns the jobs, the engines and their tables ([`super::state`]); everybody else sends it
 //! messages. What HTTP reads (state, slots, counters) lies in [`Shared`], written by that thread alone and locked only
 //! to copy. Per engine there are two more threads, a reader and a writer of frames, so that an engine which stands still
 //! blocks nobody.
+//!
+//! A [`Line`] is one engine after another with the same configuration, and the jobs they have in common. There is one, the
+//! current line, but while a reload is under way: then the next line starts beside it, and the old one ends with its last
+//! job. Jobs name the tenure they were made for, since token ids of one model mean something else to another.
 //!
 //! A job remembers its window: prompt and tokens produced so far. When an engine ends, its jobs go back to the head of
 //! the queue and are submitted to the next one as window; sampling depends on (seed, position) and the tokens before,
@@ -13,32 +17,38 @@
 //! since the last strike. With [`STRIKES`] of them it is run alone; if the engine ends again, only that job fails.
 //! Kills from outside give no strikes.
 
+mod canary;
 mod chores;
 mod engines;
 mod frames;
 mod front;
 mod jobs;
+mod line;
+mod replace;
 mod wire;
 mod work;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::Shutdown;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use bitnet_model::protocol::{EngineConfig, Finish, FromEngine};
-use bitnet_server::backend::BackendState;
+use bitnet_model::protocol::{EngineConfig, FromEngine};
 use tokio::sync::mpsc::UnboundedSender;
 
-use self::chores::{Chore, Chores};
-use self::engines::Running;
+pub(crate) use self::canary::Canary;
+use self::chores::Chore;
+use self::front::Shared;
 pub(crate) use self::front::{Broker, Unstarted};
-use self::front::{Shared, idle_slot};
+use self::line::{Line, Role};
+pub(crate) use self::replace::Replacement;
+use self::replace::Replacing;
 use self::work::Work;
 use super::child::{Spawn, reap_orphans};
-use super::state::{Action, Event, Failure, Phase, State, step};
-use crate::systemd;
+use super::state::{Event, Failure};
+use crate::file_stamp::FileStamp;
 
 /// Engine ends with the same job and no token in between until the job is a suspect.
 const STRIKES: u32 = 2;
@@ -51,19 +61,29 @@ const MAX_CHORES: usize = 64;
 /// Messages handled between two looks at the clock.
 const BURST: usize = 256;
 
-/// What the supervisor needs to know.
+/// What a line of engines is made by.
 #[derive(Debug, Clone)]
 pub(crate) struct BrokerConfig {
     /// For every engine.
     pub(crate) engine: EngineConfig,
+    /// Kernels to try, best first, when the engine's has an instruction that the CPU lacks; they give the same tokens.
+    pub(crate) other_kernels: VecDeque<String>,
+    /// `None` for the model in this binary.
+    pub(crate) model_file: Option<FileStamp>,
+    /// What every engine has to answer alike.
+    pub(crate) canary: Option<Canary>,
     /// Jobs that may wait while all slots are busy.
     pub(crate) max_queue: usize,
+    /// A job that no engine has begun after this time is sent away.
+    pub(crate) queue_timeout: Option<Duration>,
     /// When a slot's context is full: keep the head and the last half, and go on.
     pub(crate) context_shift: bool,
     /// Time an engine gets to load.
     pub(crate) start_timeout: Duration,
-    /// A busy engine without any progress for this long is replaced.
-    pub(crate) hang_timeout: Duration,
+    /// A busy engine without any progress for this long is replaced; `None`: by its own pace, see `engines`.
+    pub(crate) hang_timeout: Option<Duration>,
+    /// An engine without work for this long is ended until there is some.
+    pub(crate) sleep_after: Option<Duration>,
 }
 
 /// What the program wants to know about the engine's life.
@@ -83,7 +103,7 @@ pub(crate) enum Notice {
         /// It had worked before.
         ever_ready: bool,
     },
-    /// The supervisor has ended, and its engine with it.
+    /// The supervisor has ended, and its engines with it.
     Stopped,
 }
 
@@ -97,27 +117,31 @@ enum Message {
     /// Its process has ended.
     Exited(u64),
     Drain(Duration),
-    Renew(Box<EngineConfig>),
+    Replace(Box<Replacement>),
+    /// Other rules for the current line; its engine's configuration stays.
+    Retune(Box<BrokerConfig>),
+    /// No request is left that knows this tenure.
+    Released(u64),
     Stop,
 }
 
-struct Supervisor {
-    config: BrokerConfig,
-    spawner: Box<dyn Spawn>,
+/// What all lines share.
+#[derive(Clone)]
+struct Ground {
+    spawner: Rc<RefCell<Box<dyn Spawn>>>,
+    /// Engines started so far.
+    generations: Rc<Cell<u64>>,
     inbox: Sender<Message>,
     shared: Arc<Shared>,
     notices: UnboundedSender<Notice>,
-    state: State,
-    running: Option<Running>,
-    generations: u64,
-    /// Jobs that wait for a slot, first come first served.
-    queue: VecDeque<Work>,
-    /// Jobs given to the engine, by id.
-    active: BTreeMap<u64, Work>,
-    /// Slot actions without an answer.
-    chores: Chores,
-    /// What the next engine is to be, once nothing runs.
-    renewal: Option<EngineConfig>,
+}
+
+struct Supervisor {
+    ground: Ground,
+    /// Oldest first. One is current; never empty.
+    lines: Vec<Line>,
+    replacing: Option<Replacing>,
+    is_draining: bool,
 }
 
 impl Supervisor {
@@ -128,32 +152,29 @@ impl Supervisor {
         shared: Arc<Shared>,
         notices: UnboundedSender<Notice>,
     ) -> Supervisor {
-        let (state, _) = State::start(config.start_timeout, Instant::now());
-        Supervisor {
-            config,
-            spawner,
+        let ground = Ground {
+            spawner: Rc::new(RefCell::new(spawner)),
+            generations: Rc::default(),
             inbox,
             shared,
             notices,
-            state,
-            running: None,
-            generations: 0,
-            queue: VecDeque::new(),
-            active: BTreeMap::new(),
-            chores: Chores::default(),
-            renewal: None,
+        };
+        let first = Line::new(ground.clone(), 0, config, Role::Current);
+        Supervisor {
+            ground,
+            lines: vec![first],
+            replacing: None,
+            is_draining: false,
         }
     }
 
     fn run(mut self, messages: &Receiver<Message>) {
-        let (state, actions) = State::start(self.config.start_timeout, Instant::now());
-        self.state = state;
-        self.act(actions);
-        while self.state.phase != Phase::Stopped {
+        self.lines[0].start();
+        while !self.lines.iter().all(Line::is_stopped) {
             match messages.recv_timeout(self.sleep()) {
                 Ok(message) => self.handle(message),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => self.event(Event::Stop),
+                Err(RecvTimeoutError::Disconnected) => self.event_for_all(&Event::Stop),
             }
             for message in messages.try_iter().take(BURST) {
                 self.handle(message);
@@ -165,22 +186,16 @@ impl Supervisor {
                 self.take(*work);
             }
         });
-        self.running = None;
-        let _ = self.notices.send(Notice::Stopped);
+        self.lines.clear();
+        let _ = self.ground.notices.send(Notice::Stopped);
     }
 
     /// Until the next deadline.
     fn sleep(&self) -> Duration {
         let now = Instant::now();
-        let hang = match &self.running {
-            Some(running) if !self.active.is_empty() => {
-                Some(running.progress_at + self.config.hang_timeout)
-            }
-            _ => None,
-        };
-        [self.state.deadline(), hang]
-            .into_iter()
-            .flatten()
+        self.lines
+            .iter()
+            .flat_map(Line::deadlines)
             .map(|deadline| deadline.saturating_duration_since(now))
             .fold(TICK, Duration::min)
             .max(Duration::from_millis(1))
@@ -189,140 +204,88 @@ impl Supervisor {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Submit(work) => self.take(*work),
-            Message::Slot(chore) => self.chores.push(chore),
-            Message::Cancel(id) => self.cancel(id),
-            Message::Frame(generation, frame) => self.frame(generation, *frame),
+            Message::Slot(chore) => self.current().take_chore(chore),
+            Message::Cancel(id) => self.lines.iter_mut().for_each(|line| line.cancel(id)),
+            Message::Frame(generation, frame) => {
+                if let Some(line) = self.line_of(generation) {
+                    line.frame(*frame);
+                }
+            }
             Message::Closed(generation) => {
-                self.mark_end(generation, |running| running.closed = true)
+                if let Some(line) = self.line_of(generation) {
+                    line.mark_end(|running| running.closed = true);
+                }
             }
             Message::Exited(generation) => {
-                self.mark_end(generation, |running| running.exited = true)
+                if let Some(line) = self.line_of(generation) {
+                    line.mark_end(|running| running.exited = true);
+                }
             }
             Message::Drain(limit) => {
-                self.event(Event::Drain {
-                    deadline: Instant::now() + limit,
-                });
+                self.is_draining = true;
+                self.give_up_replacing("the server is shutting down");
+                let deadline = Instant::now() + limit;
+                self.event_for_all(&Event::Drain { deadline });
             }
-            Message::Renew(config) => self.renewal = Some(*config),
-            Message::Stop => self.event(Event::Stop),
+            Message::Replace(replacement) => self.replace(*replacement),
+            Message::Retune(config) => {
+                self.ground.shared.view().max_queue = config.max_queue;
+                self.current().config = *config;
+            }
+            Message::Released(tenure) => {
+                let held = self.lines.iter_mut().find(|line| line.tenure == tenure);
+                if let Some(line) = held {
+                    line.is_released = true;
+                }
+            }
+            Message::Stop => self.event_for_all(&Event::Stop),
         }
-        self.dispatch();
+        self.lines.iter_mut().for_each(Line::dispatch);
     }
 
     fn tick(&mut self) {
-        self.watch_progress();
-        self.watch_end();
-        self.event(Event::Tick);
-        let is_idle = self.open() == 0 && self.chores.len() == 0;
-        if matches!(self.state.phase, Phase::Draining { .. }) && is_idle {
-            self.event(Event::Idle);
+        let jobs: usize = self.lines.iter().map(Line::jobs).sum();
+        let has_more = self.ground.shared.view().open > jobs;
+        for line in &mut self.lines {
+            line.tick(has_more);
         }
-        self.renew_if_idle();
-        reap_orphans(self.running.as_ref().map(|running| running.engine.pid()));
-        self.publish();
+        self.go_on_replacing();
+        self.retire();
+        let engines: Vec<u32> = self.lines.iter().filter_map(Line::pid).collect();
+        reap_orphans(&engines);
+        self.count();
     }
 
-    /// Nothing runs: the moment for an engine of another configuration. Requests that come meanwhile wait for it.
-    fn renew_if_idle(&mut self) {
-        let is_ready = matches!(self.state.phase, Phase::Ready { .. });
-        if !is_ready || !self.active.is_empty() || self.chores.len() > 0 {
-            return;
-        }
-        let Some(config) = self.renewal.take() else {
-            return;
-        };
-        if let Some(running) = &mut self.running {
-            running.ready = false;
-        }
-        let mut view = self.shared.view();
-        view.slots = (0..config.slots).map(idle_slot).collect();
-        drop(view);
-        self.config.engine = config;
-        tracing::info!("replacing the idle engine by one with the new plan");
-        self.event(Event::Renew);
-    }
-
-    fn open(&self) -> usize {
-        self.shared.view().open
-    }
-
-    fn event(&mut self, event: Event) {
-        let before = std::mem::discriminant(&self.state.phase);
-        let (state, actions) = step(self.state.clone(), event, Instant::now());
-        self.state = state;
-        if std::mem::discriminant(&self.state.phase) != before {
-            self.announce();
-        }
-        self.publish();
-        self.act(actions);
-    }
-
-    fn announce(&self) {
-        match &self.state.phase {
-            Phase::Backoff { until } => {
-                let pause = until.saturating_duration_since(Instant::now());
-                systemd::status("starting a new engine");
-                tracing::warn!(
-                    "starting a new engine in {:.1} s; {} accepted requests wait for it",
-                    pause.as_secs_f64(),
-                    self.open()
-                );
-            }
-            Phase::Draining { .. } => {
-                tracing::debug!("draining: {} requests are left", self.open());
-            }
-            Phase::Killing { why } => tracing::error!("killing the engine: {}", why.reason),
-            Phase::Failed(failure) => {
-                if self.state.ever_ready {
-                    tracing::error!("no engine: {}", failure.reason);
-                }
-                let _ = self.notices.send(Notice::Failed {
-                    failure: failure.clone(),
-                    ever_ready: self.state.ever_ready,
-                });
-            }
-            _ => {}
+    fn event_for_all(&mut self, event: &Event) {
+        for line in &mut self.lines {
+            line.event(event.clone());
         }
     }
 
-    fn act(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            match action {
-                Action::Spawn => self.spawn(),
-                Action::Kill => {
-                    if let Some(running) = &mut self.running {
-                        running.engine.kill();
-                    }
-                }
-                Action::Hangup => {
-                    if let Some(running) = &self.running {
-                        let _ = running.engine.control().shutdown(Shutdown::Both);
-                    }
-                }
-                Action::Dispatch => self.dispatch(),
-                Action::FailJobs(reason) => self.end_all(&Finish::Error(reason)),
-                Action::CancelJobs => self.end_all(&Finish::Cancelled),
-            }
+    /// Gives a job to the line it was made for.
+    fn take(&mut self, work: Work) {
+        let tenure = work.job.tenure;
+        match self.lines.iter_mut().find(|line| line.tenure == tenure) {
+            Some(line) => line.take(work),
+            None => self.current().turn_away(work),
         }
     }
 
-    /// Makes state and counters visible to HTTP.
-    fn publish(&self) {
-        let mut view = self.shared.view();
-        view.state = match &self.state.phase {
-            Phase::Failed(failure) => BackendState::Failed(failure.reason.clone()),
-            Phase::Draining { .. } | Phase::Stopping { .. } | Phase::Stopped => {
-                BackendState::Draining
-            }
-            // A drain was asked for and its message is on the way.
-            _ if view.state == BackendState::Draining => BackendState::Draining,
-            _ if self.state.ever_ready => BackendState::Ready,
-            _ => BackendState::Loading,
-        };
+    fn current(&mut self) -> &mut Line {
+        let index = self.lines.iter().position(Line::is_current).unwrap_or(0);
+        &mut self.lines[index]
+    }
+
+    fn line_of(&mut self, generation: u64) -> Option<&mut Line> {
+        let mut lines = self.lines.iter_mut();
+        lines.find(|line| line.generation() == Some(generation))
+    }
+
+    fn count(&self) {
+        let mut view = self.ground.shared.view();
         view.looked_at = Instant::now();
-        view.engine_pid = self.running.as_ref().map(|running| running.engine.pid());
-        view.counters.processing = self.active.len();
-        view.counters.deferred = self.queue.len();
+        view.counters.processing = self.lines.iter().map(|line| line.active.len()).sum();
+        view.counters.deferred = self.lines.iter().map(|line| line.queue.len()).sum();
     }
 }
 

@@ -23,7 +23,8 @@ use nix::sys::signal::{self, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpid};
 
-use super::state::Failure;
+use super::exit::{Exit, ExitKind};
+use crate::host::{Root, oom_kills};
 use crate::systemd;
 
 /// Log lines kept for the crash report.
@@ -55,81 +56,6 @@ pub(crate) trait Engine: Send {
     fn kill(&mut self);
     /// How it ended; call it after `exited`.
     fn reap(&mut self) -> Exit;
-}
-
-/// How an engine's process ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Exit {
-    /// Exit code or signal.
-    pub(crate) kind: ExitKind,
-    /// The last lines of its log.
-    pub(crate) log: Vec<String>,
-}
-
-/// Exit code or signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ExitKind {
-    /// By itself.
-    Code(i32),
-    /// By a signal of this number.
-    Signal(i32),
-}
-
-impl Exit {
-    /// One line for people, and what they can do.
-    pub(crate) fn explain(&self) -> Failure {
-        let (reason, hint) = match self.kind {
-            ExitKind::Code(0) => ("exit code 0 without being asked".to_owned(), None),
-            ExitKind::Code(code) => (self.with_last_line(format!("exit code {code}")), None),
-            ExitKind::Signal(number) => {
-                let name = Signal::try_from(number)
-                    .map_or_else(|_| number.to_string(), |signal| signal.as_str().to_owned());
-                (format!("signal {name}"), advice(number))
-            }
-        };
-        Failure {
-            reason,
-            hint: hint.map(str::to_owned),
-        }
-    }
-
-    /// Somebody outside ended it: an operator or the kernel short of memory, not the work it was doing.
-    pub(crate) fn is_from_outside(&self) -> bool {
-        matches!(self.kind, ExitKind::Signal(n) if n == Signal::SIGKILL as i32 || n == Signal::SIGTERM as i32)
-    }
-
-    fn with_last_line(&self, text: String) -> String {
-        let panic = self
-            .log
-            .iter()
-            .rposition(|line| line.contains("panicked at"));
-        let lines = match panic {
-            Some(at) => &self.log[at..self.log.len().min(at + 2)],
-            None => &self.log[self.log.len().saturating_sub(1)..],
-        };
-        if lines.is_empty() {
-            return text;
-        }
-        format!("{text}, it said: {}", lines.join(" ").trim())
-    }
-}
-
-fn advice(signal: i32) -> Option<&'static str> {
-    Some(match Signal::try_from(signal).ok()? {
-        Signal::SIGILL => {
-            "this CPU lacks an instruction the kernel uses; try `--kernel i2_s/scalar`"
-        }
-        Signal::SIGKILL => {
-            "if nobody killed it, the system ran out of memory; look at `dmesg` and at the memory limit of the container, or use a smaller `--ctx-size`"
-        }
-        Signal::SIGBUS => {
-            "the model file changed or vanished while it was mapped; replace model files by renaming, not by writing into them"
-        }
-        Signal::SIGSEGV | Signal::SIGABRT => {
-            "this is a bug in the engine; please report it with the log lines above"
-        }
-        _ => return None,
-    })
 }
 
 /// Starts `bitnet-launch engine` processes.
@@ -178,6 +104,7 @@ impl Spawn for EngineProcesses {
             child,
             control: ours,
             log,
+            oom_kills: oom_kills(&Root::live()),
         }))
     }
 }
@@ -202,6 +129,8 @@ struct EngineProcess {
     child: Child,
     control: UnixStream,
     log: Option<LogTail>,
+    /// The control group's count when it was started.
+    oom_kills: Option<u64>,
 }
 
 impl Engine for EngineProcess {
@@ -229,7 +158,12 @@ impl Engine for EngineProcess {
             }
         };
         let log = self.log.take().map(LogTail::finish).unwrap_or_default();
-        Exit { kind, log }
+        let killed = |before| Some(oom_kills(&Root::live())?.saturating_sub(before));
+        Exit {
+            kind,
+            log,
+            oom_kills: self.oom_kills.and_then(killed),
+        }
     }
 }
 
@@ -317,15 +251,15 @@ fn log_line(line: &str) {
     }
 }
 
-/// As process 1 of a container, reaps the orphans that became our children; `engine` is left to its owner.
-pub(crate) fn reap_orphans(engine: Option<u32>) {
+/// As process 1 of a container, reaps the orphans that became our children; `engines` are left to their owner.
+pub(crate) fn reap_orphans(engines: &[u32]) {
     if getpid() != Pid::from_raw(1) {
         return;
     }
     let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
     while let Ok(status) = waitid(Id::All, peek) {
         match status.pid() {
-            Some(pid) if engine != Some(pid.as_raw() as u32) => {
+            Some(pid) if !engines.contains(&(pid.as_raw() as u32)) => {
                 if let Ok(WaitStatus::StillAlive) | Err(_) =
                     waitpid(pid, Some(WaitPidFlag::WNOHANG))
                 {
@@ -340,55 +274,6 @@ pub(crate) fn reap_orphans(engine: Option<u32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn exit(kind: ExitKind, log: &[&str]) -> Exit {
-        Exit {
-            kind,
-            log: log.iter().map(|line| (*line).to_owned()).collect(),
-        }
-    }
-
-    #[test]
-    fn ends_are_explained() {
-        let cases = [
-            (
-                ExitKind::Signal(4),
-                "signal SIGILL",
-                Some("--kernel i2_s/scalar"),
-            ),
-            (ExitKind::Signal(9), "signal SIGKILL", Some("memory")),
-            (ExitKind::Signal(7), "signal SIGBUS", Some("changed")),
-            (ExitKind::Signal(11), "signal SIGSEGV", Some("bug")),
-            (ExitKind::Signal(64), "signal 64", None),
-            (ExitKind::Code(0), "exit code 0 without being asked", None),
-        ];
-        for (kind, reason, hint) in cases {
-            let found = exit(kind, &["INFO last words"]).explain();
-            assert_eq!(found.reason, reason);
-            assert_eq!(found.hint.is_some(), hint.is_some(), "{kind:?}");
-            assert!(found.hint.unwrap_or_default().contains(hint.unwrap_or("")));
-        }
-        let panicked = exit(
-            ExitKind::Code(101),
-            &[
-                "INFO loading",
-                "thread 'x' panicked at a.rs:1:2:",
-                "no such row",
-                "note: run with",
-            ],
-        );
-        assert_eq!(
-            panicked.explain().reason,
-            "exit code 101, it said: thread 'x' panicked at a.rs:1:2: no such row"
-        );
-    }
-
-    #[test]
-    fn only_kills_come_from_outside() {
-        assert!(exit(ExitKind::Signal(9), &[]).is_from_outside());
-        assert!(!exit(ExitKind::Signal(11), &[]).is_from_outside());
-        assert!(!exit(ExitKind::Code(101), &[]).is_from_outside());
-    }
 
     #[test]
     fn the_tail_keeps_the_last_lines() {

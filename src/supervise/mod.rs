@@ -3,4 +3,5 @@
 
 pub(crate) mod broker;
 pub(crate) mod child;
+pub(crate) mod exit;
 pub(crate) mod state;

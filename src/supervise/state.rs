@@ -1,10 +1,10 @@
 //! The engine's life as a table: `step(state, event, now) -> (state, actions)`. Pure: time and randomness are arguments.
 //!
 //! ```text
-//! Starting ──ready──▶ Ready ──exit, hang──▶ Backoff ──time──▶ Starting
-//!     │ bad model, never ready            │ too many crashes
-//!     └──────────────▶ Failed ◀───────────┘
-//! Ready ──renew──▶ Renewing ──exit──▶ Starting
+//! Starting ──ready──▶ Ready ──exit, hang, wrong answer──▶ Backoff ──time──▶ Starting
+//!     │ bad model, never ready                         │ too many crashes
+//!     └──────────────▶ Failed ◀────────────────────────┘
+//! Ready ──sleep──▶ Dozing ──exit──▶ Asleep ──wake──▶ Starting
 //! any ──drain──▶ Draining ──no jobs, or deadline──▶ Stopping ──exit──▶ Stopped
 //! ```
 
@@ -25,6 +25,16 @@ pub(crate) const CRASH_LIMIT: usize = 5;
 pub(crate) const CRASH_WINDOW: Duration = Duration::from_secs(60);
 /// How long an engine may take to leave after its control socket was closed.
 pub(crate) const END_GRACE: Duration = Duration::from_millis(300);
+
+/// An engine that loads slower than this from a disk is not going to be of use.
+const LOAD_BYTES_S: u64 = 20_000_000;
+/// Added to the time an engine may load.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long an engine may take to get ready with a model file of this size.
+pub(crate) fn start_timeout(file_bytes: u64) -> Duration {
+    START_TIMEOUT + Duration::from_secs(file_bytes / LOAD_BYTES_S)
+}
 
 /// Why there is no engine, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,17 +83,23 @@ pub(crate) enum Phase {
         /// Why we did.
         why: Failure,
     },
-    /// Idle, and told to leave for an engine with another configuration; its end is awaited.
-    Renewing {
+    /// Idle for long, and told to leave; its end is awaited.
+    Dozing {
         /// Killed when still there by then.
         deadline: Instant,
+        /// There is work for another one.
+        wanted: bool,
         /// When to stop serving, if a drain was asked for meanwhile.
         drain: Option<Instant>,
     },
+    /// No process until there is work.
+    Asleep,
     /// No process; the next one starts at `until`.
     Backoff {
         /// When.
         until: Instant,
+        /// What ended the last one.
+        why: Failure,
     },
     /// Accepted jobs run to their end, or to the deadline.
     Draining {
@@ -138,8 +154,12 @@ pub(crate) enum Event {
     Productive,
     /// The engine is busy and does not advance.
     Hung(Failure),
-    /// Nothing runs, and the engine is to be replaced by one with another configuration.
-    Renew,
+    /// The engine's test answer is not what it has to be.
+    Unfit(Failure),
+    /// There was no work for long: end the process until there is.
+    Sleep,
+    /// There is work.
+    Wake,
     /// Time passed.
     Tick,
     /// No job is left.
@@ -184,15 +204,29 @@ impl State {
         (state, vec![Action::Spawn])
     }
 
+    /// An engine is to be started by [`Event::Wake`], as if one had served before: it is tried more than once.
+    pub(crate) fn asleep(start_timeout: Duration, now: Instant) -> State {
+        let (state, _) = State::start(start_timeout, now);
+        State {
+            phase: Phase::Asleep,
+            ever_ready: true,
+            ..state
+        }
+    }
+
     /// When a [`Event::Tick`] is due at the latest.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Starting { deadline, .. }
             | Phase::Draining { deadline }
-            | Phase::Renewing { deadline, .. }
+            | Phase::Dozing { deadline, .. }
             | Phase::Stopping { deadline } => Some(*deadline),
-            Phase::Backoff { until } => Some(*until),
-            Phase::Ready { .. } | Phase::Killing { .. } | Phase::Failed(_) | Phase::Stopped => None,
+            Phase::Backoff { until, .. } => Some(*until),
+            Phase::Ready { .. }
+            | Phase::Killing { .. }
+            | Phase::Asleep
+            | Phase::Failed(_)
+            | Phase::Stopped => None,
         }
     }
 
@@ -238,7 +272,12 @@ impl State {
         }
         let until = now + backoff(self.attempt, jitter);
         self.attempt += 1;
-        (self.with(Phase::Backoff { until }), vec![])
+        (self.with(Phase::Backoff { until, why: how }), vec![])
+    }
+
+    fn awake(self, now: Instant) -> (State, Vec<Action>) {
+        let phase = starting(now, self.start_timeout);
+        (self.with(phase), vec![Action::Spawn])
     }
 
     fn leave(self, now: Instant) -> (State, Vec<Action>) {
@@ -306,7 +345,10 @@ pub(crate) fn step(state: State, event: Event, now: Instant) -> (State, Vec<Acti
             };
             (state, vec![])
         }
-        (Phase::Ready { since }, E::Hung(why)) => {
+        (Phase::Starting { .. }, E::Unfit(why)) => {
+            (state.with(Phase::Killing { why }), vec![Action::Kill])
+        }
+        (Phase::Ready { since }, E::Hung(why) | E::Unfit(why)) => {
             let state = state.served(since, now);
             (state.with(Phase::Killing { why }), vec![Action::Kill])
         }
@@ -326,45 +368,87 @@ pub(crate) fn step(state: State, event: Event, now: Instant) -> (State, Vec<Acti
                 explained, jitter, ..
             },
         ) => state.crashed(why, explained, jitter, now),
-        (Phase::Backoff { until }, E::Tick) if now >= until => {
+        (Phase::Backoff { until, .. }, E::Tick) if now >= until => {
             let phase = starting(now, state.start_timeout);
             (state.with(phase), vec![Action::Spawn])
         }
 
-        (Phase::Ready { since }, E::Renew) => {
-            let deadline = now + END_GRACE;
-            let phase = Phase::Renewing {
-                deadline,
+        (Phase::Ready { since }, E::Sleep) => {
+            let phase = Phase::Dozing {
+                deadline: now + END_GRACE,
+                wanted: false,
                 drain: None,
             };
             (state.served(since, now).with(phase), vec![Action::Hangup])
         }
-        (Phase::Renewing { deadline, drain }, E::Tick) if now >= deadline => {
-            let deadline = now + END_GRACE;
-            let phase = Phase::Renewing { deadline, drain };
+        (
+            Phase::Dozing {
+                deadline,
+                wanted,
+                drain,
+            },
+            E::Tick,
+        ) if now >= deadline => {
+            let phase = Phase::Dozing {
+                deadline: now + END_GRACE,
+                wanted,
+                drain,
+            };
             (state.with(phase), vec![Action::Kill])
         }
-        (Phase::Renewing { deadline, .. }, E::Drain { deadline: until }) => {
-            let drain = Some(until);
-            (state.with(Phase::Renewing { deadline, drain }), vec![])
-        }
-        (Phase::Renewing { drain, .. }, E::Exited { .. }) => {
-            let phase = match drain {
-                Some(deadline) => Phase::Draining { deadline },
-                None => starting(now, state.start_timeout),
+        (
+            Phase::Dozing {
+                deadline, drain, ..
+            },
+            E::Wake,
+        ) => {
+            let phase = Phase::Dozing {
+                deadline,
+                wanted: true,
+                drain,
             };
-            (state.with(phase), vec![Action::Spawn])
+            (state.with(phase), vec![])
         }
+        (
+            Phase::Dozing {
+                deadline,
+                wanted: true,
+                ..
+            },
+            E::Drain { deadline: until },
+        ) => {
+            let phase = Phase::Dozing {
+                deadline,
+                wanted: true,
+                drain: Some(until),
+            };
+            (state.with(phase), vec![])
+        }
+        (Phase::Dozing { deadline, .. }, E::Drain { .. }) => (
+            state.with(Phase::Stopping { deadline }),
+            vec![Action::CancelJobs],
+        ),
+        (Phase::Dozing { wanted, drain, .. }, E::Exited { .. }) => match (wanted, drain) {
+            (false, _) => (state.with(Phase::Asleep), vec![]),
+            (true, None) => state.awake(now),
+            (true, Some(deadline)) => (
+                state.with(Phase::Draining { deadline }),
+                vec![Action::Spawn],
+            ),
+        },
+        (Phase::Asleep, E::Wake) => state.awake(now),
 
         (Phase::Starting { .. } | Phase::Ready { .. }, E::Drain { deadline }) => {
             (state.with(Phase::Draining { deadline }), vec![])
         }
         (Phase::Killing { .. }, E::Drain { .. }) => state.leave(now),
-        (Phase::Backoff { .. } | Phase::Failed(_), E::Drain { .. }) => {
+        (Phase::Backoff { .. } | Phase::Asleep | Phase::Failed(_), E::Drain { .. }) => {
             (state.with(Phase::Stopped), vec![Action::CancelJobs])
         }
         (Phase::Draining { .. }, E::Ready) => (state, vec![Action::Dispatch]),
-        (Phase::Draining { .. }, E::Idle | E::Hung(_) | E::LoadFailed(_)) => state.leave(now),
+        (Phase::Draining { .. }, E::Idle | E::Hung(_) | E::Unfit(_) | E::LoadFailed(_)) => {
+            state.leave(now)
+        }
         (Phase::Draining { deadline }, E::Tick) if now >= deadline => state.leave(now),
         (Phase::Draining { .. }, E::Exited { .. }) => {
             (state.with(Phase::Stopped), vec![Action::CancelJobs])
@@ -397,8 +481,6 @@ fn backoff(attempt: u32, jitter: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const START_TIMEOUT: Duration = Duration::from_secs(120);
 
     fn failure(reason: &str) -> Failure {
         Failure {
@@ -596,32 +678,78 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_loses_nothing() {
+    fn sleep_and_waking_lose_nothing() {
         let now = Instant::now();
-        let (state, actions) = step(ready(now), Event::Renew, now);
+        let left = || exited("exit code 0");
+        let (dozing, actions) = step(ready(now), Event::Sleep, now);
         assert_eq!(actions, [Action::Hangup]);
-        let (late, actions) = step(state.clone(), Event::Tick, now + END_GRACE);
+        let (late, actions) = step(dozing.clone(), Event::Tick, now + END_GRACE);
         assert_eq!(actions, [Action::Kill]);
-        assert!(matches!(late.phase, Phase::Renewing { .. }));
-        let (next, actions) = step(state.clone(), exited("exit code 0"), now);
+        assert!(matches!(late.phase, Phase::Dozing { .. }));
+        let (asleep, actions) = step(dozing.clone(), left(), now);
+        assert_eq!((&asleep.phase, actions), (&Phase::Asleep, vec![]));
+        assert_eq!(asleep.deadline(), None);
+        let (awake, actions) = step(asleep.clone(), Event::Wake, now);
         assert_eq!(actions, [Action::Spawn]);
-        assert!(matches!(next.phase, Phase::Starting { .. }));
-        // Many renewals are no crash loop.
-        let mut again = next;
+        assert!(matches!(awake.phase, Phase::Starting { .. }));
+        // Work that comes while it leaves.
+        let (wanted, actions) = step(dozing.clone(), Event::Wake, now);
+        assert_eq!(actions, []);
+        let (awake, actions) = step(wanted.clone(), left(), now);
+        assert_eq!(actions, [Action::Spawn]);
+        assert!(matches!(awake.phase, Phase::Starting { .. }));
+        // Sleeping is no crash.
+        let mut again = awake;
         for _ in 0..3 * CRASH_LIMIT {
             again = step(again, Event::Ready, now).0;
-            again = step(again, Event::Renew, now).0;
-            again = step(again, exited("exit code 0"), now).0;
+            again = step(again, Event::Sleep, now).0;
+            again = step(again, left(), now).0;
+            again = step(again, Event::Wake, now).0;
         }
         assert!(matches!(again.phase, Phase::Starting { .. }));
-        // Whoever waits while it is asked to leave is served by the new engine before the end.
-        let until = now + Duration::from_secs(4);
-        let (state, actions) = step(state, Event::Drain { deadline: until }, now);
-        assert_eq!(actions, []);
-        let (state, actions) = step(state, exited("exit code 0"), now);
+        // Whoever waits for the next engine is served before the end.
+        let deadline = now + Duration::from_secs(4);
+        let drain = || Event::Drain { deadline };
+        let (draining, _) = step(wanted, drain(), now);
+        let (draining, actions) = step(draining, left(), now);
         assert_eq!(actions, [Action::Spawn]);
-        assert_eq!(state.phase, Phase::Draining { deadline: until });
-        assert_eq!(step(state, Event::Ready, now).1, [Action::Dispatch]);
+        assert_eq!(draining.phase, Phase::Draining { deadline });
+        assert_eq!(step(draining, Event::Ready, now).1, [Action::Dispatch]);
+        // Nobody waits.
+        let (stopped, _) = step(asleep, drain(), now);
+        assert_eq!(stopped.phase, Phase::Stopped);
+        let (stopping, _) = step(dozing, drain(), now);
+        assert_eq!(step(stopping, left(), now).0.phase, Phase::Stopped);
+    }
+
+    #[test]
+    fn a_wrong_test_answer_counts_as_a_crash() {
+        let now = Instant::now();
+        let mut state = State::start(START_TIMEOUT, now).0;
+        for n in 1..=CRASH_LIMIT {
+            let (killing, actions) = step(state, Event::Unfit(failure("it said 7")), now);
+            assert_eq!(actions, [Action::Kill]);
+            state = step(killing, exited("signal SIGKILL"), now).0;
+            match &state.phase {
+                Phase::Backoff { why, .. } => assert_eq!(why.reason, "it said 7"),
+                Phase::Failed(why) => {
+                    assert_eq!(n, CRASH_LIMIT);
+                    assert!(why.reason.contains("it said 7"), "{why:?}");
+                    break;
+                }
+                phase => panic!("{phase:?}"),
+            }
+            let at = state.deadline().expect("a pause");
+            state = step(state, Event::Tick, at).0;
+        }
+        assert!(matches!(state.phase, Phase::Failed(_)));
+    }
+
+    #[test]
+    fn large_files_may_load_for_longer() {
+        assert_eq!(start_timeout(0), Duration::from_secs(120));
+        assert_eq!(start_timeout(1_190_000_000), Duration::from_secs(179));
+        assert_eq!(start_timeout(8_000_000_000), Duration::from_secs(520));
     }
 
     #[test]

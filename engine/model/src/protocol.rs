@@ -601,6 +601,8 @@ pub enum Finish {
     ContextFull,
     /// The server asked.
     Cancelled,
+    /// No engine was found for it in time; it may be sent again. Only the server says so.
+    Unserved(String),
     /// The request can't be met: it excludes every token, or its grammar leads nowhere. Nothing is wrong with the engine.
     Refused(String),
     /// This generation failed alone, for example by logits that are not numbers.

@@ -1,6 +1,7 @@
 //! What all requests share: settings, the backend, the model's card, the counters, and the phase of life.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,10 @@ use tokio::sync::{Semaphore, watch};
 use crate::backend::{Backend, BackendState};
 use crate::body::BodyBudget;
 use crate::config::ServerConfig;
+use crate::control::Control;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::model::{Model, ModelCard};
+use crate::model::{Model, ModelCard, Staged};
 use crate::proxy::Proxy;
 use crate::status::StatusSource;
 use crate::template::TemplateError;
@@ -44,6 +46,9 @@ pub struct App {
     pub(crate) reserved: OnceLock<HashSet<String>>,
     model: RwLock<Option<Arc<Model>>>,
     status: OnceLock<Arc<dyn StatusSource>>,
+    control: OnceLock<Arc<dyn Control>>,
+    /// See [`App::close`].
+    is_closed: AtomicBool,
     phase: watch::Sender<Phase>,
     generations: watch::Sender<usize>,
     preparing: Semaphore,
@@ -76,6 +81,8 @@ impl App {
             proxy,
             model: RwLock::new(None),
             status: OnceLock::new(),
+            control: OnceLock::new(),
+            is_closed: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Serving),
             generations: watch::Sender::new(0),
             preparing: Semaphore::new(PREPARING_AT_ONCE),
@@ -87,9 +94,40 @@ impl App {
     /// # Errors
     /// When the chat template given in the settings is no template; the model is not set then.
     pub fn set_model(&self, card: ModelCard) -> Result<(), TemplateError> {
-        let model = Model::new(card, &self.config)?;
-        *self.model.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(model));
+        self.install(Self::stage(card, &self.config)?);
         Ok(())
+    }
+
+    /// Prepares a model for [`App::install`]. Of `config` counts what requests leave out; the rest stays as it is in this app.
+    ///
+    /// # Errors
+    /// When the chat template given in the settings is no template.
+    pub fn stage(card: ModelCard, config: &ServerConfig) -> Result<Staged, TemplateError> {
+        Ok(Staged(Arc::new(Model::new(card, config)?)))
+    }
+
+    /// Puts a model in the place of the one there is; running requests keep the one they began with.
+    pub fn install(&self, staged: Staged) {
+        *self.model.write().unwrap_or_else(PoisonError::into_inner) = Some(staged.0);
+    }
+
+    /// Says who can reload; only the first call counts.
+    pub fn set_control(&self, control: Arc<dyn Control>) {
+        let _ = self.control.set(control);
+    }
+
+    pub(crate) fn control(&self) -> Option<&Arc<dyn Control>> {
+        self.control.get()
+    }
+
+    /// Takes no new work from now on, and stays there to say so. True for the first call.
+    pub(crate) fn close(&self) -> bool {
+        !self.is_closed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Generations under way.
+    pub(crate) fn running(&self) -> usize {
+        *self.generations.borrow()
     }
 
     /// Says who knows about machine, plan and processes; only the first call counts.
@@ -130,7 +168,7 @@ impl App {
 
     /// The state clients see: the backend's, unless the server itself is on its way out or knows no model yet.
     pub(crate) fn state(&self) -> BackendState {
-        if *self.phase.borrow() != Phase::Serving {
+        if *self.phase.borrow() != Phase::Serving || self.is_closed.load(Ordering::Relaxed) {
             return BackendState::Draining;
         }
         match self.backend.state() {

@@ -43,6 +43,8 @@ pub struct Job {
     pub sampling: SamplingParams,
     /// Report how likely each prompt token but the first is, with this many alternatives.
     pub prompt_probs: Option<u32>,
+    /// [`Tenure::number`] of the model whose tokens these are.
+    pub tenure: u64,
 }
 
 /// A text to embed.
@@ -54,6 +56,52 @@ pub struct EmbedJob {
     pub pooling: Option<Pooling>,
     /// Slot asked for by the client.
     pub slot: Option<usize>,
+    /// [`Tenure::number`] of the model whose tokens these are.
+    pub tenure: u64,
+}
+
+/// A model's time of service. Jobs carry its number, so that the tokens of one model never reach another; when the last
+/// request that knows it has ended, whoever runs the engine is told.
+pub struct Tenure {
+    number: u64,
+    _end: CancelOnDrop,
+}
+
+impl Tenure {
+    /// `end` runs when nobody knows the tenure any more; it must be quick and must not block.
+    pub fn new(number: u64, end: impl FnOnce() + Send + Sync + 'static) -> Tenure {
+        let _end = CancelOnDrop::new(end);
+        Tenure { number, _end }
+    }
+
+    /// Tells it from others.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+/// How the engines are doing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Condition {
+    /// Some engine has produced a token since the server started.
+    pub has_spoken: bool,
+    /// The engine was ended for want of work; the next request starts another.
+    pub is_asleep: bool,
+    /// The last engine that ended without being asked.
+    pub last_crash: Option<Crash>,
+}
+
+/// An engine that ended without being asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Crash {
+    /// When it was noticed.
+    pub at: Instant,
+    /// One line.
+    pub reason: String,
+    /// What can be done.
+    pub hint: Option<String>,
+    /// The last lines of its log.
+    pub log: Vec<String>,
 }
 
 /// What happens to a job, in order: `Prefill`+ (`PromptProbs` among them), `Token`*, `Done`; to an embedding: `Prefill`+, `Embedding`, `Done`.
@@ -255,6 +303,13 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<oneshot::Receiver<Result<SlotReport, SlotFault>>, Refused>;
     /// A snapshot of all slots.
     fn slots(&self) -> Vec<SlotView>;
+    /// How the engines are doing.
+    fn condition(&self) -> Condition {
+        Condition {
+            has_spoken: self.state() == BackendState::Ready,
+            ..Condition::default()
+        }
+    }
     /// A snapshot of the counters.
     fn counters(&self) -> BackendCounters;
     /// The meter now; `None` where there is none, or none that a short time can be read from, or no idle power is known yet.

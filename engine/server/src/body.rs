@@ -163,6 +163,11 @@ impl RawBody {
         self.bytes
     }
 
+    /// Nothing was sent.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// The body as JSON.
     pub(crate) fn value(&self) -> Result<Value, ApiError> {
         let text = self

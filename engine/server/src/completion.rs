@@ -28,41 +28,41 @@ pub(crate) struct Asked {
 }
 
 /// Reads a body in one dialect.
-pub(crate) type Reader = fn(&Map<String, Value>, &App, &Arc<Model>) -> Result<Asked, ApiError>;
+pub(crate) type Reader = fn(&Map<String, Value>, &Arc<Model>) -> Result<Asked, ApiError>;
 
 /// `POST /completion`, `/completions`
 pub(crate) async fn native(
     State(app): State<Arc<App>>,
     body: RawBody,
 ) -> Result<Response, ApiError> {
-    answer(app, body, |body, app, model| {
-        read_text(body, Dialect::Native, app, model)
+    answer(app, body, |body, model| {
+        read_text(body, Dialect::Native, model)
     })
     .await
 }
 
 /// `POST /v1/completions`
 pub(crate) async fn text(State(app): State<Arc<App>>, body: RawBody) -> Result<Response, ApiError> {
-    answer(app, body, |body, app, model| {
-        read_text(body, Dialect::Text, app, model)
+    answer(app, body, |body, model| {
+        read_text(body, Dialect::Text, model)
     })
     .await
 }
 
 /// `POST /v1/chat/completions`, `/chat/completions`
 pub(crate) async fn chat(State(app): State<Arc<App>>, body: RawBody) -> Result<Response, ApiError> {
-    answer(app, body, |body, app, model| {
+    answer(app, body, |body, model| {
         let AskedChat {
             params,
             prompts,
             look,
             ..
-        } = read_chat(body, app, model)?;
+        } = read_chat(body, model)?;
         let writer = Writer::new(
             Dialect::Chat,
             Arc::clone(&params),
             Arc::clone(model),
-            &app.config,
+            &model.config,
             &prompts,
             look,
         );
@@ -82,15 +82,14 @@ pub(crate) async fn answer(
     read: Reader,
 ) -> Result<Response, ApiError> {
     let model = app.ready()?;
-    let preparing = (Arc::clone(&app), Arc::clone(&model));
+    let preparing = Arc::clone(&model);
     let Asked {
         params,
         prompts,
         mut writer,
     } = app
         .prepare(move || {
-            let (app, model) = preparing;
-            let asked = read(&body.object()?, &app, &model)?;
+            let asked = read(&body.object()?, &preparing)?;
             asked.params.check_choices(asked.prompts.len())?;
             Ok(asked)
         })
@@ -111,17 +110,16 @@ pub(crate) async fn answer(
 fn read_text(
     body: &Map<String, Value>,
     dialect: Dialect,
-    app: &App,
     model: &Arc<Model>,
 ) -> Result<Asked, ApiError> {
     schema::check(body, requests::PROMPT)?;
-    let params = Arc::new(Params::read(body, dialect, &app.config, model)?);
+    let params = Arc::new(Params::read(body, dialect, &model.config, model)?);
     let prompts = prompt::read(body.get("prompt"), model)?;
     let writer = Writer::new(
         dialect,
         Arc::clone(&params),
         Arc::clone(model),
-        &app.config,
+        &model.config,
         &prompts,
         Look::default(),
     );
@@ -140,17 +138,13 @@ pub(crate) struct AskedChat {
 }
 
 /// Reads a body in the form of `/v1/chat/completions`; the other chat dialects are translated into it.
-pub(crate) fn read_chat(
-    body: &Map<String, Value>,
-    app: &App,
-    model: &Model,
-) -> Result<AskedChat, ApiError> {
-    let mut params = Params::read(body, Dialect::Chat, &app.config, model)?;
+pub(crate) fn read_chat(body: &Map<String, Value>, model: &Model) -> Result<AskedChat, ApiError> {
+    let mut params = Params::read(body, Dialect::Chat, &model.config, model)?;
     let Chat {
         prompt,
         tools,
         look,
-    } = chat::read(body, &app.config, model)?;
+    } = chat::read(body, &model.config, model)?;
     if let Some(tools) = &tools {
         params.sampling.grammar = Some(constraint::with_tools(body, tools, model)?);
     }
@@ -183,10 +177,9 @@ pub(crate) async fn count(
     translate: Translate,
 ) -> Result<usize, ApiError> {
     let model = app.ready()?;
-    let preparing = Arc::clone(&app);
     app.prepare(move || {
         let body = translate(&body.object()?)?;
-        let chat = chat::read(&body, &preparing.config, &model)?;
+        let chat = chat::read(&body, &model.config, &model)?;
         Ok(model.tokenizer().encode(&chat.prompt, true, true).len())
     })
     .await
@@ -198,9 +191,8 @@ pub(crate) async fn apply_template(
     body: RawBody,
 ) -> Result<Response, ApiError> {
     let model = app.ready()?;
-    let preparing = Arc::clone(&app);
     let text = app
-        .prepare(move || Ok(chat::read(&body.object()?, &preparing.config, &model)?.prompt))
+        .prepare(move || Ok(chat::read(&body.object()?, &model.config, &model)?.prompt))
         .await?;
     Ok(reply::ok(&json!({ "prompt": text })))
 }

@@ -55,12 +55,9 @@ pub(crate) async fn native(
 
 async fn embed(app: Arc<App>, body: RawBody, native: bool) -> Result<Response, ApiError> {
     let model = app.ready()?;
-    let preparing = (Arc::clone(&app), Arc::clone(&model));
+    let preparing = Arc::clone(&model);
     let asked = app
-        .prepare(move || {
-            let (app, model) = preparing;
-            Asked::read(&body.object()?, &app, &model, native)
-        })
+        .prepare(move || Asked::read(&body.object()?, &preparing, native))
         .await?;
     let vectors = run(&app, &model, &asked).await?;
     app.metrics
@@ -70,12 +67,7 @@ async fn embed(app: Arc<App>, body: RawBody, native: bool) -> Result<Response, A
 }
 
 impl Asked {
-    fn read(
-        body: &Map<String, Value>,
-        app: &App,
-        model: &Model,
-        native: bool,
-    ) -> Result<Self, ApiError> {
+    fn read(body: &Map<String, Value>, model: &Model, native: bool) -> Result<Self, ApiError> {
         schema::check(body, requests::EMBEDDINGS)?;
         let fields = Fields(body);
         let Some((name, input)) = fields.get(&["input", "content"]) else {
@@ -92,7 +84,7 @@ impl Asked {
             }
         };
         let pooling = match fields.get(&["pooling"]) {
-            None => app.config.pooling,
+            None => model.config.pooling,
             Some((_, Value::String(name))) => Some(pooling_named(name)?),
             Some((name, other)) => return Err(ApiError::field(name, expected("a string", other))),
         };
@@ -103,7 +95,7 @@ impl Asked {
         }
         let normalize = fields
             .int(&["embd_normalize"], -1, i64::from(i32::MAX))?
-            .map_or(app.config.embd_normalize, |kind| kind as i32);
+            .map_or(model.config.embd_normalize, |kind| kind as i32);
         let inputs = prompt::read_texts(name, input, model)?;
         if inputs.len() > MAX_INPUTS {
             let problem = format!(
@@ -188,6 +180,7 @@ async fn run(app: &Arc<App>, model: &Model, asked: &Asked) -> Result<Vec<Vectors
                 tokens: tokens.clone(),
                 pooling: asked.pooling,
                 slot: None,
+                tenure: model.card.tenure.number(),
             };
             match app.backend.embed(job) {
                 Ok(handle) => {
@@ -223,6 +216,7 @@ async fn vectors_of(handle: &mut JobHandle) -> Result<Vectors, ApiError> {
                     return Err(ApiError::server(message));
                 }
                 Finish::Cancelled => return Err(ApiError::unavailable("the work was cancelled")),
+                Finish::Unserved(why) => return Err(ApiError::unavailable(why)),
                 Finish::Eos | Finish::Limit | Finish::ContextFull if all.is_empty() => {
                     return Err(ApiError::server("the engine gave no embedding"));
                 }

@@ -109,7 +109,8 @@ impl Visitor {
         };
         let (status, ms) = (status.as_u16(), took.as_millis() as u64);
         match path {
-            "/health" | "/v1/health" | "/metrics" | "/slots" | "/status" | "/capacity"
+            "/health" | "/v1/health" | "/livez" | "/readyz" | "/metrics" | "/slots" | "/status"
+            | "/capacity"
                 if status == 200 =>
             {
                 tracing::debug!(target: ACCESS, "{method} {path} {status} in {ms} ms, request {id}{trace}");
@@ -132,7 +133,7 @@ fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiErr
         .strip_prefix(app.config.api_prefix.as_str())
         .unwrap_or(path);
     let public = match route {
-        "/health" | "/v1/health" | "/" | "" => true,
+        "/health" | "/v1/health" | "/livez" | "/readyz" | "/" | "" => true,
         "/models" | "/v1/models" => app.config.public_models,
         route => {
             route.starts_with(page::FILES)
@@ -148,7 +149,17 @@ fn admit(app: &App, request: &Request<Body>, crowded: bool) -> Result<(), ApiErr
         || route.starts_with(page::FILES)
         || matches!(
             route,
-            "/health" | "/v1/health" | "/" | "" | "/metrics" | "/status" | "/capacity"
+            "/health"
+                | "/v1/health"
+                | "/livez"
+                | "/readyz"
+                | "/"
+                | ""
+                | "/metrics"
+                | "/status"
+                | "/capacity"
+                | "/drain"
+                | "/reload"
         );
     if crowded && !always {
         return Err(ApiError::too_many_connections());

@@ -143,6 +143,7 @@ impl Choice {
             n_keep: usize::try_from(self.params.n_keep).unwrap_or(self.prompt.len()),
             sampling,
             prompt_probs: self.params.prompt_probs,
+            tenure: self.model.card.tenure.number(),
         }
     }
 
@@ -262,6 +263,7 @@ impl Choice {
             Finish::Eos => StopType::Eos,
             Finish::Limit | Finish::ContextFull => StopType::Limit,
             Finish::Cancelled => return Err(ApiError::unavailable("the generation was cancelled")),
+            Finish::Unserved(why) => return Err(ApiError::unavailable(why.clone())),
             Finish::Refused(message) => return Err(ApiError::invalid(message.clone())),
             Finish::Error(message) => return Err(ApiError::server(message.clone())),
         };

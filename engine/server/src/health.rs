@@ -1,4 +1,5 @@
-//! `GET /health`: whether requests can be served now. Never waits for anything.
+//! `GET /health`: whether requests can be served now; `/livez`: whether the server is there at all; `/readyz`: whether it is known to
+//! answer. None of them waits for anything.
 
 use std::sync::Arc;
 
@@ -27,4 +28,34 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<Response, ApiE
         "slots_processing": processing,
         "version": app.config.version,
     })))
+}
+
+/// `GET /livez`: 200 as long as the server answers at all.
+pub(crate) async fn live() -> Response {
+    reply::ok(&json!({ "status": "alive" }))
+}
+
+/// `GET /readyz`: 200 when new requests are taken and an engine has produced a token since the start, else 503 with the
+/// reason. An engine that is replaced after a crash, or asleep, doesn't count against it: requests wait for the next one.
+pub(crate) async fn ready(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let condition = app.backend.condition();
+    let refused = |error: ApiError, reason: &str| error.with("reason", json!(reason));
+    match app.state() {
+        BackendState::Ready if condition.has_spoken => Ok(reply::ok(&json!({
+            "status": "ready",
+            "is_sleeping": condition.is_asleep,
+        }))),
+        BackendState::Ready => {
+            let error = ApiError::unavailable("no engine has produced a token yet");
+            Err(refused(error, "untested"))
+        }
+        state => {
+            let reason = match &state {
+                BackendState::Draining => "draining",
+                BackendState::Failed(_) => "failed",
+                BackendState::Loading | BackendState::Ready => "loading",
+            };
+            Err(refused(state.into(), reason))
+        }
+    }
 }

@@ -53,14 +53,14 @@ pub(crate) async fn count_tokens(
     Ok(reply::ok(&json!({ "input_tokens": n })))
 }
 
-fn read(body: &Map<String, Value>, app: &App, model: &Arc<Model>) -> Result<Asked, ApiError> {
+fn read(body: &Map<String, Value>, model: &Arc<Model>) -> Result<Asked, ApiError> {
     schema::check(body, requests::GENERATION)?;
     let AskedChat {
         params,
         prompts,
         look,
         ..
-    } = completion::read_chat(&to_chat(body)?, app, model)?;
+    } = completion::read_chat(&to_chat(body)?, model)?;
     Ok(Asked {
         params,
         prompts,

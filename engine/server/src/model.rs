@@ -7,6 +7,7 @@ use bitnet_model::facts::ModelFacts;
 use bitnet_model::grammar::{GrammarError, Vocabulary};
 use bitnet_model::tokenizer::{Detokenizer, Tokenizer};
 
+use crate::backend::Tenure;
 use crate::config::ServerConfig;
 use crate::template::{ChatTemplate, TemplateError, TemplateFacts};
 
@@ -30,11 +31,18 @@ pub struct ModelCard {
     pub kernel: String,
     /// Decode threads.
     pub threads: usize,
+    /// Jobs for this model carry its number.
+    pub tenure: Arc<Tenure>,
 }
+
+/// A model that can be put in the place of another at once, see [`crate::App::install`].
+pub struct Staged(pub(crate) Arc<Model>);
 
 /// A card, ready for use.
 pub(crate) struct Model {
     pub(crate) card: ModelCard,
+    /// What requests for it leave out.
+    pub(crate) config: ServerConfig,
     /// The name in replies: the alphabetically first alias, else the path's file name.
     pub(crate) id: String,
     pub(crate) template: ChatTemplate,
@@ -75,6 +83,7 @@ impl Model {
             eos_text,
             show_control: config.special,
             vocabulary: OnceLock::new(),
+            config: config.clone(),
             card,
         })
     }

@@ -98,7 +98,7 @@ fn loads(
     Ok(nothing(&body).then(|| reply::ok(&OllamaWriter::loaded(&model, form))))
 }
 
-fn read_chat(body: &Map<String, Value>, app: &App, model: &Arc<Model>) -> Result<Asked, ApiError> {
+fn read_chat(body: &Map<String, Value>, model: &Arc<Model>) -> Result<Asked, ApiError> {
     let mut chat = common(body)?;
     let mut messages = Fields(body).array("messages")?.cloned().unwrap_or_default();
     for (i, message) in messages.iter_mut().enumerate() {
@@ -112,14 +112,10 @@ fn read_chat(body: &Map<String, Value>, app: &App, model: &Arc<Model>) -> Result
     if let Some(tools) = body.get("tools") {
         chat.insert("tools".into(), tools.clone());
     }
-    asked_chat(&chat, app, model, OllamaForm::Chat)
+    asked_chat(&chat, model, OllamaForm::Chat)
 }
 
-fn read_generate(
-    body: &Map<String, Value>,
-    app: &App,
-    model: &Arc<Model>,
-) -> Result<Asked, ApiError> {
+fn read_generate(body: &Map<String, Value>, model: &Arc<Model>) -> Result<Asked, ApiError> {
     let fields = Fields(body);
     let text = |name: &'static str| match fields.get(&[name]) {
         None => Ok(None),
@@ -138,7 +134,7 @@ fn read_generate(
     let prompt = text("prompt")?.unwrap_or_default();
     let mut request = common(body)?;
     if fields.bool("raw")? == Some(true) {
-        let params = Params::read(&request, Dialect::Native, &app.config, model)?;
+        let params = Params::read(&request, Dialect::Native, &model.config, model)?;
         let prompts = prompt::read(Some(&json!(prompt)), model)?;
         return Ok(Asked {
             params: Arc::new(params),
@@ -152,12 +148,11 @@ fn read_generate(
     }
     messages.push(json!({ "role": "user", "content": prompt }));
     request.insert("messages".into(), Value::Array(messages));
-    asked_chat(&request, app, model, OllamaForm::Text)
+    asked_chat(&request, model, OllamaForm::Text)
 }
 
 fn asked_chat(
     chat: &Map<String, Value>,
-    app: &App,
     model: &Arc<Model>,
     form: OllamaForm,
 ) -> Result<Asked, ApiError> {
@@ -166,7 +161,7 @@ fn asked_chat(
         prompts,
         look,
         ..
-    } = completion::read_chat(chat, app, model)?;
+    } = completion::read_chat(chat, model)?;
     Ok(Asked {
         params,
         prompts,

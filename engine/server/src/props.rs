@@ -23,7 +23,7 @@ pub(crate) async fn props(State(app): State<Arc<App>>) -> Result<Response, ApiEr
     let card = &model.card;
     let config = &app.config;
     Ok(reply::ok(&json!({
-        "default_generation_settings": default_settings(&app, &model),
+        "default_generation_settings": default_settings(&model),
         "total_slots": card.slots,
         "model_alias": model.id,
         "model_path": card.path,
@@ -44,7 +44,7 @@ pub(crate) async fn props(State(app): State<Arc<App>>) -> Result<Response, ApiEr
         "bos_token": model.bos_text,
         "eos_token": model.eos_text,
         "build_info": format!("{}-bitnet-launch-{}", config.build, config.version),
-        "is_sleeping": false,
+        "is_sleeping": app.backend.condition().is_asleep,
         "cors_proxy_enabled": false,
         "kernel": card.kernel,
         "threads": card.threads,
@@ -63,8 +63,8 @@ pub(crate) async fn set_props(State(app): State<Arc<App>>) -> Result<Response, A
 }
 
 /// `params` as newer servers nest them, and the same keys flat as older ones had them.
-fn default_settings(app: &App, model: &Model) -> Value {
-    let config = &app.config;
+fn default_settings(model: &Model) -> Value {
+    let config = &model.config;
     let mut params = sampling_json(&config.sampling);
     let max_tokens = config.max_tokens.map_or(-1, i64::from);
     params.extend(object(json!({
@@ -161,7 +161,7 @@ pub(crate) async fn set_adapters(body: RawBody) -> Result<Response, ApiError> {
 /// `GET /models`, `/v1/models`
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let model = app.ready()?;
-    Ok(reply::ok(&models_json(&app, &model)))
+    Ok(reply::ok(&models_json(&model)))
 }
 
 /// `GET /models/NAME`, `/v1/models/NAME`: OpenAI's clients look a model up before they use it.
@@ -170,13 +170,13 @@ pub(crate) async fn model(
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
     let model = app.ready()?;
-    match name == model.id || app.config.aliases.contains(&name) {
-        true => Ok(reply::ok(&models_json(&app, &model)["data"][0])),
+    match name == model.id || model.config.aliases.contains(&name) {
+        true => Ok(reply::ok(&models_json(&model)["data"][0])),
         false => Err(ApiError::no_model(&name, &model.id)),
     }
 }
 
-fn models_json(app: &App, model: &Model) -> Value {
+fn models_json(model: &Model) -> Value {
     let (card, facts) = (&model.card, &model.card.facts);
     let meta = json!({
         "vocab_type": model.vocab_type(),
@@ -191,8 +191,8 @@ fn models_json(app: &App, model: &Model) -> Value {
     let family = facts.architecture.name();
     let entry = json!({
         "id": model.id,
-        "aliases": app.config.aliases,
-        "tags": app.config.tags,
+        "aliases": model.config.aliases,
+        "tags": model.config.tags,
         "object": "model",
         "created": card.created_unix_s,
         "owned_by": "llamacpp",
@@ -208,7 +208,7 @@ fn models_json(app: &App, model: &Model) -> Value {
             "digest": "",
             "type": "model",
             "description": facts.name.as_deref().unwrap_or_default(),
-            "tags": app.config.tags,
+            "tags": model.config.tags,
             "capabilities": ["completion", "embedding", "tools"],
             "parameters": "",
             "details": {

@@ -68,14 +68,14 @@ pub(crate) async fn input_tokens(
     ))
 }
 
-fn read(body: &Map<String, Value>, app: &App, model: &Arc<Model>) -> Result<Asked, ApiError> {
+fn read(body: &Map<String, Value>, model: &Arc<Model>) -> Result<Asked, ApiError> {
     schema::check(body, requests::GENERATION)?;
     let AskedChat {
         params,
         prompts,
         look,
         ..
-    } = completion::read_chat(&to_chat(body)?, app, model)?;
+    } = completion::read_chat(&to_chat(body)?, model)?;
     let writer = ResponsesWriter::new(body, &params, model, look);
     Ok(Asked {
         params,

@@ -13,8 +13,8 @@ use crate::error::ApiError;
 use crate::openapi::{self, Described, Failure, Operation, Reply, Request};
 use crate::schema::{replies, requests};
 use crate::{
-    capacity, completion, embeddings, front, health, messages, metrics, ollama, page, props, proxy,
-    responses, slots, status, tokens,
+    capacity, completion, control, embeddings, front, health, messages, metrics, ollama, page,
+    props, proxy, responses, slots, status, tokens,
 };
 
 const EVENTS: &str = "text/event-stream";
@@ -39,6 +39,21 @@ const NOT_SUPPORTED: &[(&[&str], &str)] = &[
 static HEALTH: Operation = Operation::get(
     "whether requests can be served now",
     Reply::Json(&replies::HEALTH),
+);
+static LIVE: Operation = Operation::get("the server is there", Reply::Json(&replies::LIVE));
+static READY: Operation = Operation::get(
+    "requests are taken, and an engine has produced a token",
+    Reply::Json(&replies::READY),
+);
+static DRAIN: Operation = Operation::post(
+    "takes no new requests from now on",
+    Request::None,
+    &replies::DRAIN,
+);
+static RELOAD: Operation = Operation::post(
+    "reads settings and model anew, and serves them without an outage",
+    Request::Fields(&[requests::RELOAD]),
+    &replies::RELOAD,
 );
 static METRICS: Operation = Operation::get("counters for Prometheus", Reply::Text("text/plain"));
 static STATUS: Operation =
@@ -219,6 +234,10 @@ fn in_front_of_another(app: Arc<App>) -> Router {
     Router::new()
         .route(&path("/health"), get(proxy::health))
         .route(&path("/v1/health"), get(proxy::health))
+        .route(&path("/livez"), get(health::live))
+        .route(&path("/readyz"), get(health::ready))
+        .route(&path("/drain"), post(control::drain))
+        .route(&path("/reload"), post(control::reload))
         .route(&path("/status"), get(status::status))
         .route(&path("/capacity"), get(capacity::capacity))
         .route(&path("/metrics"), get(proxy::metrics))
@@ -237,6 +256,10 @@ pub(crate) fn description(app: &App) -> Value {
 fn table(prefix: &str) -> Table {
     let mut table = Table { prefix: prefix.to_owned(), router: Router::new(), described: Vec::new() }
         .get(&["/health", "/v1/health"], health::health, &HEALTH)
+        .get(&["/livez"], health::live, &LIVE)
+        .get(&["/readyz"], health::ready, &READY)
+        .post(&["/drain"], control::drain, &DRAIN)
+        .post(&["/reload"], control::reload, &RELOAD)
         .get(&["/metrics"], metrics::metrics, &METRICS)
         .get(&["/status"], status::status, &STATUS)
         .get(&["/capacity"], capacity::capacity, &CAPACITY)

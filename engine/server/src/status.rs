@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::backend::{BackendState, SlotView};
+use crate::backend::{BackendState, Crash, SlotView};
 use crate::props::parameter_size;
 use crate::reply;
 
@@ -118,6 +118,7 @@ fn body(app: &App) -> Value {
     };
     let source = app.status_source();
     let counters = app.backend.counters();
+    let condition = app.backend.condition();
     let seen = app.metrics.seen();
     let slots: Option<Vec<Value>> = app
         .config
@@ -142,9 +143,20 @@ fn body(app: &App) -> Value {
             "predicted": seen.predicted,
         },
         "engine_restarts": counters.engine_restarts,
+        "is_sleeping": condition.is_asleep,
+        "last_crash": condition.last_crash.map(|crash| crash_json(&crash)),
         "slots": slots,
         "report": source.and_then(StatusSource::report),
         "vitals": source.map(StatusSource::vitals).unwrap_or_default(),
+    })
+}
+
+fn crash_json(crash: &Crash) -> Value {
+    json!({
+        "ago_ms": crash.at.elapsed().as_millis() as u64,
+        "reason": crash.reason,
+        "hint": crash.hint,
+        "log": crash.log,
     })
 }
 

@@ -1,11 +1,9 @@
 //! What an engine's frames mean to its jobs, and to those who look on.
 
-use std::time::Instant;
-
 use bitnet_model::protocol::{Finish, FromEngine, TokenProbs};
 use bitnet_server::backend::{JobEvent, SlotView};
 
-use super::{Notice, Supervisor};
+use super::line::Line;
 use crate::supervise::state::{Event, Failure};
 
 /// Prompt progress, as the engine tells it.
@@ -18,21 +16,16 @@ pub(super) struct Progress {
     pub(super) cpu_ms: Option<f64>,
 }
 
-impl Supervisor {
-    pub(super) fn frame(&mut self, generation: u64, frame: FromEngine) {
+impl Line {
+    pub(super) fn frame(&mut self, frame: FromEngine) {
+        self.heard();
         let Some(running) = &mut self.running else {
             return;
         };
-        if running.generation != generation {
-            return;
-        }
-        running.progress_at = Instant::now();
         match frame {
             FromEngine::Ready { load_ms } => {
-                running.ready = true;
-                let pid = running.engine.pid();
-                let _ = self.notices.send(Notice::Ready { load_ms, pid });
-                self.event(Event::Ready);
+                running.load_ms = load_ms;
+                self.loaded();
             }
             FromEngine::Settled => tracing::debug!("the engine has settled"),
             FromEngine::Failed { message, hint } => {
@@ -69,12 +62,17 @@ impl Supervisor {
                 ms,
                 cpu_ms,
             } => {
-                let first = !std::mem::replace(&mut running.productive, true);
+                if self.canary_token(id, token) {
+                    self.ground.shared.view().has_spoken = true;
+                    return;
+                }
+                let is_first = self.is_first_token();
                 if let Some(work) = self.active.get_mut(&id) {
                     work.append(token, mirostat_mu);
                     work.cpu_ms = cpu_ms;
                 }
-                if first {
+                if is_first {
+                    self.ground.shared.view().has_spoken = true;
                     self.event(Event::Productive);
                 }
                 self.token(id, token, probs, ms);
@@ -94,9 +92,15 @@ impl Supervisor {
             FromEngine::Heartbeat { steps } => {
                 let advanced = steps.saturating_sub(running.steps);
                 running.steps += advanced;
-                self.shared.view().counters.decode_steps += advanced;
+                self.ground.shared.view().counters.decode_steps += advanced;
             }
         }
+    }
+
+    /// True once per engine.
+    fn is_first_token(&mut self) -> bool {
+        let running = self.running.as_mut();
+        running.is_some_and(|running| !std::mem::replace(&mut running.productive, true))
     }
 
     fn prefill(&mut self, id: u64, progress: &Progress) {
@@ -105,11 +109,7 @@ impl Supervisor {
         };
         work.slot = Some(progress.slot);
         work.report_prefill(progress);
-        let mut view = self.shared.view();
-        let Some(slot) = view.slots.get_mut(progress.slot) else {
-            return;
-        };
-        *slot = SlotView {
+        let shown = SlotView {
             id: progress.slot,
             job: Some(id),
             processing: true,
@@ -126,6 +126,7 @@ impl Supervisor {
             kv_tokens: progress.processed,
             sampling: Some(work.job.sampling.clone()),
         };
+        self.with_slot(Some(progress.slot), |slot| *slot = shown);
     }
 
     fn token(&mut self, id: u64, token: u32, probs: Option<TokenProbs>, ms: f64) {
@@ -141,16 +142,20 @@ impl Supervisor {
             at,
             cpu_ms,
         });
-        let mut view = self.shared.view();
-        if let Some(slot) = work.slot.and_then(|slot| view.slots.get_mut(slot)) {
+        let (slot, decoded, remaining) = (work.slot, work.produced, work.remaining());
+        let kv_tokens = work.window.len() - 1;
+        self.with_slot(slot, |slot| {
             slot.state = 3;
-            slot.decoded = work.produced;
-            slot.remaining = work.remaining();
-            slot.kv_tokens = work.window.len() - 1;
-        }
+            slot.decoded = decoded;
+            slot.remaining = remaining;
+            slot.kv_tokens = kv_tokens;
+        });
     }
 
     fn done(&mut self, id: u64, finish: Finish) {
+        if self.canary_done(id, &finish) {
+            return;
+        }
         if let Some(work) = self.active.remove(&id) {
             self.settle(work, finish);
         }

@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bitnet_model::protocol::{EngineConfig, SlotAction, SlotFault, SlotReport};
+use bitnet_model::protocol::{SlotAction, SlotFault, SlotReport};
 use bitnet_server::backend::{
-    Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, EnergyMoment, Job, JobEvent,
-    JobHandle, Refused, SlotView, Usage,
+    Backend, BackendCounters, BackendState, CancelOnDrop, Condition, Crash, EmbedJob, EnergyMoment,
+    Job, JobEvent, JobHandle, Refused, SlotView, Tenure, Usage,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use super::chores::Chore;
 use super::work::Work;
-use super::{BrokerConfig, MAX_CHORES, Message, Notice, Supervisor};
+use super::{BrokerConfig, MAX_CHORES, Message, Notice, Replacement, Supervisor};
 use crate::supervise::child::Spawn;
 
 /// The handle: what HTTP and the signal handler hold.
@@ -44,6 +44,13 @@ pub(super) struct View {
     pub(super) counters: BackendCounters,
     pub(super) engine_pid: Option<u32>,
     pub(super) looked_at: Instant,
+    /// Some engine was ready once.
+    pub(super) ever_ready: bool,
+    /// Some engine produced a token.
+    pub(super) has_spoken: bool,
+    /// The engine was ended for want of work.
+    pub(super) is_asleep: bool,
+    pub(super) last_crash: Option<Crash>,
     pub(super) meter: Option<RequestMeter>,
     /// Watts without jobs.
     pub(super) idle_w: Option<f64>,
@@ -53,6 +60,11 @@ pub(super) struct View {
 pub(crate) type RequestMeter = Arc<Mutex<dyn FnMut() -> f64 + Send>>;
 
 impl Shared {
+    /// The next number of a job, a slot action or a canary.
+    pub(super) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(super) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -76,10 +88,6 @@ impl Unstarted {
     ) -> io::Result<UnboundedReceiver<Notice>> {
         let (notices, notice_rx) = unbounded_channel();
         let Broker { inbox, shared } = self.broker;
-        let mut view = shared.view();
-        view.max_queue = config.max_queue;
-        view.slots = (0..config.engine.slots).map(idle_slot).collect();
-        drop(view);
         let messages = self.messages;
         let supervisor = move || {
             Supervisor::new(config, Box::new(spawner), inbox, shared, notices).run(&messages);
@@ -104,6 +112,10 @@ impl Broker {
             counters: BackendCounters::default(),
             engine_pid: None,
             looked_at: Instant::now(),
+            ever_ready: false,
+            has_spoken: false,
+            is_asleep: false,
+            last_crash: None,
             meter: None,
             idle_w: None,
         };
@@ -129,10 +141,22 @@ impl Broker {
         let _ = self.inbox.send(Message::Drain(limit));
     }
 
-    /// At the next moment without work, replaces the engine by one of this configuration. Slots and contexts must stay what
-    /// they are: accepted requests rely on them.
-    pub(crate) fn renew(&self, config: EngineConfig) {
-        let _ = self.inbox.send(Message::Renew(Box::new(config)));
+    /// Puts other engines in the place of those there are; its outcome is told to who asked.
+    pub(crate) fn replace(&self, replacement: Replacement) {
+        let _ = self.inbox.send(Message::Replace(Box::new(replacement)));
+    }
+
+    /// Other rules for the same engine.
+    pub(crate) fn retune(&self, config: BrokerConfig) {
+        let _ = self.inbox.send(Message::Retune(Box::new(config)));
+    }
+
+    /// A tenure; jobs for it are accepted until no request knows it any more.
+    pub(crate) fn tenure(&self, number: u64) -> Arc<Tenure> {
+        let inbox = self.inbox.clone();
+        Arc::new(Tenure::new(number, move || {
+            let _ = inbox.send(Message::Released(number));
+        }))
     }
 
     /// When the supervisor thread last came by; it does so every second at least.
@@ -199,7 +223,7 @@ impl Backend for Broker {
         }
         view.chores += 1;
         drop(view);
-        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.shared.next_id();
         let (chore, answer) = Chore::new(id, slot, action);
         let _ = self.inbox.send(Message::Slot(chore));
         Ok(answer)
@@ -207,6 +231,15 @@ impl Backend for Broker {
 
     fn slots(&self) -> Vec<SlotView> {
         self.shared.view().slots.clone()
+    }
+
+    fn condition(&self) -> Condition {
+        let view = self.shared.view();
+        Condition {
+            has_spoken: view.has_spoken,
+            is_asleep: view.is_asleep,
+            last_crash: view.last_crash.clone(),
+        }
     }
 
     fn counters(&self) -> BackendCounters {
@@ -250,7 +283,7 @@ impl Broker {
         view.open += 1;
         drop(view);
 
-        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.shared.next_id();
         let (sender, events) = unbounded_channel();
         let _ = self.inbox.send(Message::Submit(Box::new(work(id, sender))));
         let inbox = self.inbox.clone();

@@ -1,20 +1,24 @@
-//! Jobs of the supervisor thread: queued, given to the engine, taken back when it ends, finished.
+//! Jobs of a line: queued, given to the engine, taken back when it ends, finished.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use bitnet_model::protocol::{Finish, SlotFault, SlotReport, ToEngine};
 
-use super::Supervisor;
+use super::line::Line;
 use super::work::Work;
 use crate::supervise::state::Phase;
 
-impl Supervisor {
+impl Line {
     /// Gives waiting jobs to a ready engine, as many as it has slots. A suspect runs alone.
     pub(super) fn dispatch(&mut self) {
         if let Some(running) = self.running.as_ref().filter(|running| running.ready) {
             for frame in self.chores.unsent() {
                 let _ = running.frames.send(frame);
             }
+        }
+        if !self.queue.is_empty() {
+            self.recall_canary();
         }
         while let Some(index) = self.next_job() {
             let Some(work) = self.queue.remove(index) else {
@@ -28,7 +32,7 @@ impl Supervisor {
             let Some(running) = &mut self.running else {
                 return;
             };
-            if self.active.is_empty() {
+            if self.active.is_empty() && self.flight.is_none() {
                 running.progress_at = Instant::now();
             }
             let _ = running.frames.send(work.submission(slot_context));
@@ -70,7 +74,41 @@ impl Supervisor {
                 self.finish(work, Finish::Error(reason));
             }
             Phase::Stopping { .. } | Phase::Stopped => self.finish(work, Finish::Cancelled),
-            _ => self.queue.push_back(work),
+            _ => {
+                self.queue.push_back(work);
+                self.idle_since = Instant::now();
+                self.wake();
+            }
+        }
+    }
+
+    /// Ends a job whose line is gone.
+    pub(super) fn turn_away(&self, work: Work) {
+        let reason = "the model was replaced while the request was on its way; send it again";
+        self.finish(work, Finish::Unserved(reason.to_owned()));
+    }
+
+    /// When the first waiting job has waited for too long.
+    pub(super) fn expires_at(&self) -> Option<Instant> {
+        let limit = self.config.queue_timeout?;
+        let fresh = self.queue.iter().filter(|work| !work.is_begun());
+        fresh.map(|work| work.accepted_at + limit).min()
+    }
+
+    /// Sends away what has waited for too long. What an engine has begun is finished, whatever happens to that engine.
+    pub(super) fn expire(&mut self) {
+        let now = Instant::now();
+        if self.expires_at().is_none_or(|at| now < at) {
+            return;
+        }
+        let limit = self.config.queue_timeout.unwrap_or_default();
+        let is_late = |work: &Work| !work.is_begun() && now >= work.accepted_at + limit;
+        let queue = std::mem::take(&mut self.queue);
+        let (late, rest): (VecDeque<Work>, _) = queue.into_iter().partition(is_late);
+        self.queue = rest;
+        for work in late {
+            let why = format!("no slot was free for {:.1} s", limit.as_secs_f64());
+            self.finish(work, Finish::Unserved(why));
         }
     }
 
@@ -88,13 +126,11 @@ impl Supervisor {
     }
 
     pub(super) fn finish(&self, work: Work, finish: Finish) {
-        let mut view = self.shared.view();
-        view.open -= 1;
-        if let Some(slot) = work.slot.and_then(|slot| view.slots.get_mut(slot)) {
+        self.ground.shared.view().open -= 1;
+        self.with_slot(work.slot, |slot| {
             slot.processing = false;
             slot.state = 0;
-        }
-        drop(view);
+        });
         work.done(finish);
     }
 
@@ -109,7 +145,7 @@ impl Supervisor {
     }
 
     fn count_chores(&self) {
-        self.shared.view().chores = self.chores.len();
+        self.ground.shared.view().chores = self.chores.len();
     }
 
     /// The engine's answer to a slot action.
@@ -118,10 +154,7 @@ impl Supervisor {
             return;
         };
         if let Some((slot, n_tokens)) = chore.fills(&result) {
-            let mut view = self.shared.view();
-            if let Some(slot) = view.slots.get_mut(slot) {
-                slot.kv_tokens = n_tokens;
-            }
+            self.with_slot(Some(slot), |slot| slot.kv_tokens = n_tokens);
         }
         self.count_chores();
         chore.reply(result);
@@ -159,12 +192,11 @@ impl Supervisor {
     }
 
     pub(super) fn clear_slot(&self, work: &Work) {
-        let mut view = self.shared.view();
-        if let Some(slot) = work.slot.and_then(|slot| view.slots.get_mut(slot)) {
+        self.with_slot(work.slot, |slot| {
             slot.processing = false;
             slot.state = 0;
             slot.kv_tokens = 0;
-        }
+        });
     }
 
     /// The end of a job, unless its context can be shifted and it goes on.

@@ -3,14 +3,16 @@
 
 use super::work::Work;
 use super::*;
-use crate::supervise::child::{Engine, Exit, ExitKind};
+use crate::supervise::child::Engine;
+use crate::supervise::exit::{Exit, ExitKind};
 use bitnet_model::protocol::{
-    Embed, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplingParams, SlotAction,
+    Embed, Finish, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplingParams, SlotAction,
     SlotFault, SlotReport, Submit, ToEngine, WeightsHome, read_frame, write_frame,
 };
-use bitnet_server::backend::{Backend, EmbedJob, Job, JobEvent, JobHandle, Refused};
-use std::collections::HashMap;
+use bitnet_server::backend::{Backend, BackendState, EmbedJob, Job, JobEvent, JobHandle, Refused};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
@@ -38,6 +40,12 @@ enum Fault {
     DieInEmbedding,
     /// Dies when it is asked to save, restore or erase.
     DieOnSlot,
+    /// Has another model than the others: other tokens come out.
+    OtherModel,
+    /// Dies by SIGILL when it is started with this kernel.
+    LacksInstructions(&'static str),
+    /// Takes this many milliseconds to load.
+    LoadsSlowly(u64),
 }
 
 /// Starts scripted engines: the first with the first faults, and so on; engines without script are well.
@@ -97,7 +105,11 @@ impl Engine for FakeEngine {
     }
     fn reap(&mut self) -> Exit {
         let kind = self.end.lock().unwrap().expect("reap comes after exit");
-        Exit { kind, log: vec![] }
+        Exit {
+            kind,
+            log: vec!["INFO last words".into()],
+            oom_kills: None,
+        }
     }
 }
 
@@ -157,7 +169,18 @@ impl Mind {
                 });
                 return Some(ExitKind::Code(1));
             }
-            ToEngine::Start(_) => self.say(&FromEngine::Ready { load_ms: 1.0 }),
+            ToEngine::Start(config) => {
+                for fault in &self.faults {
+                    match fault {
+                        Fault::LacksInstructions(kernel) if *kernel == config.kernel => {
+                            return Some(ExitKind::Signal(4));
+                        }
+                        Fault::LoadsSlowly(ms) => thread::sleep(Duration::from_millis(*ms)),
+                        _ => {}
+                    }
+                }
+                self.say(&FromEngine::Ready { load_ms: 1.0 });
+            }
             ToEngine::Submit(submit) => {
                 if self.faults.contains(&Fault::DieOn(submit.tokens[0])) {
                     return Some(ExitKind::Signal(11));
@@ -238,7 +261,10 @@ impl Mind {
         } else if submit.tokens.len() > CONTEXT {
             Some(Finish::ContextFull)
         } else {
-            let token = next_token(&submit.tokens, submit.sampling.seed);
+            let mut token = next_token(&submit.tokens, submit.sampling.seed);
+            if self.faults.contains(&Fault::OtherModel) {
+                token += 2000;
+            }
             submit.tokens.push(token);
             *produced += 1;
             self.produced += 1;
@@ -313,6 +339,7 @@ struct Bench {
     broker: Broker,
     notices: UnboundedReceiver<Notice>,
     started: Arc<AtomicUsize>,
+    config: BrokerConfig,
 }
 
 fn bench(
@@ -336,12 +363,18 @@ fn bench(
             mlock: false,
             overrides: Overrides::default(),
         },
+        other_kernels: VecDeque::new(),
+        model_file: None,
+        canary: None,
         max_queue: 8,
+        queue_timeout: None,
         context_shift: false,
         start_timeout: LONG,
-        hang_timeout: LONG,
+        hang_timeout: Some(LONG),
+        sleep_after: None,
     };
     tune(&mut config);
+    let wanted = config.clone();
     let started = Arc::new(AtomicUsize::new(0));
     let script = Script {
         faults: faults.into(),
@@ -355,6 +388,7 @@ fn bench(
         broker,
         notices,
         started,
+        config: wanted,
     }
 }
 
@@ -388,6 +422,7 @@ fn job(prompt: &[u32], seed: u32, max_tokens: Option<u32>) -> Job {
             ..SamplingParams::default()
         },
         prompt_probs: None,
+        tenure: 0,
     }
 }
 
@@ -505,7 +540,7 @@ fn streams_outlive_engines() {
 #[test]
 fn a_hung_engine_is_replaced() {
     let mut bench = bench(vec![vec![Fault::HangAfter(4)]], vec![], |config| {
-        config.hang_timeout = Duration::from_millis(400);
+        config.hang_timeout = Some(Duration::from_millis(400));
     });
     bench.ready();
     let told = listen(bench.submit(&[5, 6], 3, Some(20)));
@@ -514,39 +549,9 @@ fn a_hung_engine_is_replaced() {
 }
 
 #[test]
-fn a_renewal_waits_for_the_work_and_loses_none() {
-    let mut bench = bench(vec![], vec![], |_| {});
-    bench.ready();
-    let running = bench.submit(&[5, 6], 3, Some(30));
-    let config = EngineConfig {
-        kernel: "i2_s/scalar".into(),
-        model: ModelSource::Demo,
-        decode_cpus: vec![0],
-        prefill_cpus: vec![0],
-        pin: false,
-        slots: 2,
-        slot_context: CONTEXT,
-        prefill_batch: 8,
-        kv_type: KvType::F16,
-        head: HeadMode::Full,
-        weights: WeightsHome::HugePages,
-        mlock: false,
-        overrides: Overrides::default(),
-    };
-    bench.broker.renew(config);
-    assert_eq!(listen(running).tokens, undisturbed(&[5, 6], 3, 30));
-    wait_for(|| bench.started.load(Ordering::SeqCst) == 2);
-    // Accepted while the new engine starts, answered by it.
-    let told = listen(bench.submit(&[7, 8], 4, Some(9)));
-    assert_eq!(told.tokens, undisturbed(&[7, 8], 4, 9));
-    assert_eq!(bench.started.load(Ordering::SeqCst), 2);
-    assert_eq!(bench.broker.state(), BackendState::Ready);
-}
-
-#[test]
 fn an_idle_engine_is_not_hung() {
     let mut bench = bench(vec![], vec![], |config| {
-        config.hang_timeout = Duration::from_millis(100);
+        config.hang_timeout = Some(Duration::from_millis(100));
     });
     bench.ready();
     thread::sleep(Duration::from_millis(400));
@@ -606,6 +611,23 @@ fn the_queue_is_bounded() {
     let waiting = handles.into_iter().nth(4);
     drop(waiting);
     wait_for(|| bench.broker.submit(job(&[9], 9, None)).is_ok());
+}
+
+#[test]
+fn who_waits_too_long_is_sent_away() {
+    let mut bench = bench(vec![vec![Fault::HangAfter(3)]], vec![], |config| {
+        config.engine.slots = 1;
+        config.queue_timeout = Some(Duration::from_millis(100));
+        config.hang_timeout = Some(Duration::from_millis(400));
+    });
+    bench.ready();
+    let running = bench.submit(&[5, 6], 3, Some(20));
+    let waiting = bench.submit(&[5], 1, Some(20));
+    let told = listen(waiting);
+    assert!(matches!(told.finish, Finish::Unserved(why) if why.contains("no slot")));
+    assert!(told.prefill.is_empty());
+    // What was begun waits for the next engine however long that takes.
+    assert_eq!(listen(running).tokens, undisturbed(&[5, 6], 3, 20));
 }
 
 #[test]
@@ -732,6 +754,7 @@ fn embeddings_outlive_engines_and_come_whole() {
         tokens: vec![7, 8, 9],
         pooling: Some(Pooling::None),
         slot: None,
+        tenure: 0,
     };
     let mut handle = bench.broker.embed(job).unwrap();
     let mut events = Vec::new();
@@ -870,3 +893,5 @@ fn late_events_of_unknown_jobs_are_ignored() {
     let told = listen(bench.submit(&[5], 1, Some(10)));
     assert_eq!(told.tokens, undisturbed(&[5], 1, 10));
 }
+
+mod replacing;

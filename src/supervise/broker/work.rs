@@ -41,6 +41,7 @@ pub(super) struct Work {
     pub(super) shifted: bool,
     pub(super) cancelled: bool,
     pub(super) strikes: u32,
+    pub(super) accepted_at: Instant,
     pub(super) events: UnboundedSender<JobEvent>,
 }
 
@@ -64,6 +65,7 @@ impl Work {
             shifted: false,
             cancelled: false,
             strikes: 0,
+            accepted_at: Instant::now(),
             events,
         }
     }
@@ -78,6 +80,7 @@ impl Work {
             n_keep: 0,
             sampling: SamplingParams::default(),
             prompt_probs: None,
+            tenure: job.tenure,
         };
         Work {
             embed: Some(job.pooling),
@@ -87,6 +90,11 @@ impl Work {
 
     pub(super) fn is_suspect(&self) -> bool {
         self.strikes >= STRIKES
+    }
+
+    /// Its client may have been told something.
+    pub(super) fn is_begun(&self) -> bool {
+        self.resumed || self.processed.is_some() || self.produced > 0
     }
 
     /// Goes to an engine once more.

@@ -338,6 +338,31 @@ pub(crate) const CAPACITY: Kind = Object(&[
 /// `/health`
 pub(crate) const HEALTH: Kind = Object(&[required(&["status"], Word(&["ok"]), "")]);
 
+/// `/livez`
+pub(crate) const LIVE: Kind = Object(&[required(&["status"], Word(&["alive"]), "")]);
+
+/// `/readyz`
+pub(crate) const READY: Kind = Object(&[
+    required(&["status"], Word(&["ready"]), ""),
+    required(&["is_sleeping"], Bool, "the next request starts an engine"),
+]);
+
+/// `/drain`
+pub(crate) const DRAIN: Kind = Object(&[
+    required(&["status"], Word(&["draining"]), ""),
+    required(&["running"], COUNT, "answers that are not complete"),
+    required(&["processing"], COUNT, "jobs that the engine works on"),
+    required(&["waiting"], COUNT, "jobs that wait for a slot"),
+]);
+
+/// `/reload`
+pub(crate) const RELOAD: Kind = Object(&[
+    required(&["status"], Word(&["ok"]), ""),
+    required(&["outcome"], Text, "one line for the operator"),
+    required(&["engine_replaced"], Bool, ""),
+    required(&["warnings"], List(&Text), "what needs a restart"),
+]);
+
 /// `/models`
 pub(crate) const MODELS: Kind = Object(&[
     required(&["object"], Word(&["list"]), ""),

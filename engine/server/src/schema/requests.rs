@@ -15,6 +15,7 @@ pub(crate) const ALL: &[&[Field]] = &[
     TOKENIZE,
     DETOKENIZE,
     SLOT_FILE,
+    RELOAD,
     OLLAMA_CHAT,
     OLLAMA_GENERATE,
 ];
@@ -290,6 +291,13 @@ pub(crate) const SLOT_FILE: &[Field] = &[field(
     &["filename"],
     Text,
     "a plain name; needed to save and restore",
+)];
+
+/// `/reload`
+pub(crate) const RELOAD: &[Field] = &[field(
+    &["gap"],
+    Bool,
+    "the old engine may end before the new one starts, where memory can't hold both; requests wait meanwhile",
 )];
 
 const OPTIONS: Field = field(

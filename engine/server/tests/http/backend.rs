@@ -122,6 +122,7 @@ impl Backend for ScriptedBackend {
             n_keep: 0,
             sampling: SamplingParams::default(),
             prompt_probs: None,
+            tenure: job.tenure,
         };
         let handle = self.play(evaluation, Some(pooling))?;
         self.embeds.lock().unwrap().push(job);

@@ -51,6 +51,9 @@ fn fits(value: &Value, schema: &Value, document: &Value) -> Result<(), String> {
                 }
                 true
             }
+            "minItems" => value
+                .as_array()
+                .is_none_or(|items| items.len() as u64 >= rule.as_u64().unwrap()),
             "properties" => {
                 for (name, rule) in rule.as_object().unwrap() {
                     if let Some(inner) = value.get(name) {
@@ -155,6 +158,10 @@ fn replies_are_as_described() {
         ("/v1/audio/transcriptions", json!({})),
     ];
     for (path, operations) in document["paths"].as_object().unwrap() {
+        // The one ends the server's work, the other needs a launcher.
+        if ["/drain", "/reload"].contains(&path.as_str()) {
+            continue;
+        }
         for (method, operation) in operations.as_object().unwrap() {
             let target = path
                 .replace("{id}", "1?action=save")

@@ -9,6 +9,7 @@ use bitnet_model::gguf::Gguf;
 use bitnet_model::protocol::Overrides;
 use bitnet_model::synth::{self, Shape, Vocabulary};
 use bitnet_model::tokenizer::Tokenizer;
+use bitnet_server::backend::Tenure;
 use bitnet_server::{App, ModelCard, ServerConfig, serve};
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -148,5 +149,6 @@ fn card_of(shape: &Shape) -> ModelCard {
         prefill_batch: 64,
         kernel: "i2_s/scalar".into(),
         threads: 1,
+        tenure: Arc::new(Tenure::new(0, || {})),
     }
 }
