@@ -402,6 +402,7 @@ impl Opening {
         self.app
             .set_model(served.card())
             .context("cannot use the chat template")?;
+        self.broker.open();
         let watched = Watched {
             broker: self.broker.clone(),
             reloader: self.reloader,

@@ -120,6 +120,8 @@ enum Message {
     Replace(Box<Replacement>),
     /// Other rules for the current line; its engine's configuration stays.
     Retune(Box<BrokerConfig>),
+    /// Clients can send requests from now on.
+    Opened,
     /// No request is left that knows this tenure.
     Released(u64),
     Stop,
@@ -232,6 +234,7 @@ impl Supervisor {
                 self.ground.shared.view().max_queue = config.max_queue;
                 self.current().config = *config;
             }
+            Message::Opened => self.current().opened(),
             Message::Released(tenure) => {
                 let held = self.lines.iter_mut().find(|line| line.tenure == tenure);
                 if let Some(line) = held {

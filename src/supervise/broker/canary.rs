@@ -1,6 +1,6 @@
 //! The canary: a short greedy generation that every engine answers alike.
 //!
-//! The first engine of a model answers it as soon as nothing else is to be done, so that no request waits for it; its
+//! The first engine of a model answers it as soon as requests can come and none does, so that no request waits for it; its
 //! tokens are the golden ones. Every later engine of that model has to answer it with them before it gets a job: a changed
 //! model file or a broken kernel must not continue anybody's text. The first engine of another model has to answer it at all.
 
@@ -94,6 +94,7 @@ impl Line {
     pub(super) fn flies_at(&self) -> Option<Instant> {
         let is_due = self.golden.is_none()
             && self.flight.is_none()
+            && self.is_open
             && self.config.canary.is_some()
             && !self.has_work();
         match self.state.phase {

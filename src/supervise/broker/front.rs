@@ -151,6 +151,11 @@ impl Broker {
         let _ = self.inbox.send(Message::Retune(Box::new(config)));
     }
 
+    /// Clients can send requests from now on: the first ones go before the first canary.
+    pub(crate) fn open(&self) {
+        let _ = self.inbox.send(Message::Opened);
+    }
+
     /// A tenure; jobs for it are accepted until no request knows it any more.
     pub(crate) fn tenure(&self, number: u64) -> Arc<Tenure> {
         let inbox = self.inbox.clone();

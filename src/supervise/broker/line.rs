@@ -51,6 +51,8 @@ pub(super) struct Line {
     pub(super) golden: Option<Vec<u32>>,
     /// The canary on its way.
     pub(super) flight: Option<Flight>,
+    /// Requests may have come.
+    pub(super) is_open: bool,
     /// Since when there is no work.
     pub(super) idle_since: Instant,
 }
@@ -71,6 +73,7 @@ impl Line {
             chores: Chores::default(),
             golden: None,
             flight: None,
+            is_open: false,
             idle_since: now,
             ground,
             config,
@@ -316,6 +319,12 @@ impl Line {
     pub(super) fn restart(&mut self) {
         self.state = State::asleep(self.config.start_timeout, Instant::now());
         self.event(Event::Wake);
+    }
+
+    /// Requests can come from now on.
+    pub(super) fn opened(&mut self) {
+        self.is_open = true;
+        self.idle_since = Instant::now();
     }
 
     /// Ends an engine without work.

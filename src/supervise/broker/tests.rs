@@ -384,6 +384,7 @@ fn bench(
     let (broker, unstarted) = Broker::new();
     assert_eq!(broker.state(), BackendState::Loading);
     let notices = unstarted.start(config, script).unwrap();
+    broker.open();
     Bench {
         broker,
         notices,
