@@ -109,6 +109,19 @@ pub(crate) enum Task {
     /// The process that runs the model; started by the server
     #[command(hide = true)]
     Engine(EngineArgs),
+    /// Becomes another engine, on its CPUs; started by the server
+    #[command(hide = true)]
+    EngineExec {
+        /// Process that it ends with
+        #[arg(long)]
+        parent: u32,
+        /// CPUs to bind it to
+        #[arg(long)]
+        cpus: Option<String>,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        argv: Vec<std::ffi::OsString>,
+    },
 }
 
 /// What the server tells an engine of its confinement; all else comes in frames.

@@ -13,10 +13,11 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::cli::DoctorArgs;
+use crate::external;
 use crate::host::{CpuSet, Host, Root};
 use crate::plan::{Choice, Plan, Warning, head_name, mb, weights_name};
 use crate::sandbox::{self, Confined};
-use crate::settings::{Dialect, Settings, environment};
+use crate::settings::{Dialect, Environment, Settings, environment};
 use crate::startup::{self, Prepared};
 
 /// Prints the report: exit code 0 if the model could be served, 1 if not.
@@ -42,6 +43,7 @@ pub(crate) fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         report
             .warnings
             .extend(warnings::of_this_process(&environment));
+        report.look_at_engines(&environment);
     }
     if let Some(path) = &args.save_host {
         std::fs::write(path, root.report())
@@ -52,7 +54,7 @@ pub(crate) fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         true => writeln!(out, "{:#}", report.json())?,
         false => report.table(&mut out)?,
     }
-    Ok(ExitCode::from(u8::from(report.outcome.is_err())))
+    Ok(ExitCode::from(u8::from(report.fails())))
 }
 
 struct Report {
@@ -62,6 +64,10 @@ struct Report {
     warnings: Vec<Warning>,
     /// It is about the machine that it is made on.
     is_here: bool,
+    /// Other llama-servers on this machine.
+    engines: Vec<String>,
+    /// The plan for the one that was asked for, line by line.
+    engine: Option<anyhow::Result<Vec<String>>>,
 }
 
 impl Report {
@@ -78,6 +84,25 @@ impl Report {
             outcome,
             warnings,
             is_here: false,
+            engines: Vec::new(),
+            engine: None,
+        }
+    }
+
+    fn look_at_engines(&mut self, environment: &Environment) {
+        self.engines = external::found_here(environment);
+        if self.settings.external.is_wanted() {
+            let prepared = external::prepare(&self.settings, environment);
+            let lines = prepared.map(|prepared| prepared.map(|engine| engine.report()));
+            self.engine = lines.transpose();
+        }
+    }
+
+    /// What was asked for can't be served.
+    fn fails(&self) -> bool {
+        match &self.engine {
+            Some(engine) => engine.is_err(),
+            None => self.outcome.is_err(),
         }
     }
 
@@ -101,6 +126,25 @@ impl Report {
                     writeln!(out, "  hint: {hint}")?;
                 }
             }
+        }
+        if !self.engines.is_empty() {
+            let found = self.engines.iter().map(|engine| ("found", engine.clone()));
+            section(out, "Other engines", &found.collect::<Vec<_>>())?;
+        }
+        match &self.engine {
+            Some(Ok(lines)) => {
+                writeln!(out, "\nPlan for the other engine")?;
+                for line in lines {
+                    writeln!(out, "  {line}")?;
+                }
+            }
+            Some(Err(error)) => {
+                writeln!(out, "\nPlan for the other engine\n  error: {error:#}")?;
+                if let Some(hint) = startup::hint(error) {
+                    writeln!(out, "  hint: {hint}")?;
+                }
+            }
+            None => {}
         }
         writeln!(out, "\nTo improve")?;
         if self.warnings.is_empty() && self.settings.warnings.is_empty() {
@@ -145,6 +189,12 @@ impl Report {
             "model": model,
             "plan": plan,
             "error": error,
+            "engines": self.engines,
+            "engine": match &self.engine {
+                Some(Ok(lines)) => json!({"plan": lines}),
+                Some(Err(error)) => json!({"error": format!("{error:#}"), "hint": startup::hint(error)}),
+                None => Value::Null,
+            },
             "settings_warnings": self.settings.warnings,
             "warnings": warnings,
         })

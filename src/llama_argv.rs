@@ -72,6 +72,8 @@ impl ArgvError {
 pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Request, ArgvError> {
     let mut args: VecDeque<String> = args.into_iter().collect();
     let mut flags = Flags::default();
+    let is_engine = |arg: &String| arg == "--engine" || arg.starts_with("--engine=");
+    let for_another = args.iter().any(is_engine);
     while let Some(typed) = args.pop_front() {
         let (flag, inline) = lookup(&typed)?;
         let name = typed.split('=').next().unwrap_or(&typed).to_owned();
@@ -79,6 +81,11 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Request, A
         match flag.action {
             Action::Help => return Ok(Request::Help),
             Action::Version => return Ok(Request::Version),
+            Action::Accept | Action::Warn(_) | Action::ZeroOrWarn(_) | Action::Refuse(_)
+                if for_another =>
+            {
+                hand_over(name, value, &mut flags);
+            }
             _ => apply(flag, &name, value, &mut flags)?,
         }
     }
@@ -144,17 +151,31 @@ fn take_value(
             .map(Some)
             .ok_or_else(|| ArgvError::NoValue(name.to_owned())),
         Arity::Two => {
-            let _first = args
-                .pop_front()
-                .ok_or_else(|| ArgvError::NoValue(name.to_owned()))?;
-            args.pop_front()
-                .map(Some)
-                .ok_or_else(|| ArgvError::NoValue(name.to_owned()))
+            let mut next = || {
+                let missing = || ArgvError::NoValue(name.to_owned());
+                args.pop_front().ok_or_else(missing)
+            };
+            let (first, second) = (next()?, next()?);
+            Ok(Some(format!("{first}{BETWEEN_TWO}{second}")))
         }
         Arity::OneOf(words) => Ok(match args.front() {
             Some(next) if words.contains(&next.as_str()) => args.pop_front(),
             _ => None,
         }),
+    }
+}
+
+/// Between the values of a flag with two: a character nobody types.
+const BETWEEN_TWO: char = '\u{1e}';
+
+/// What means nothing here may mean something to another engine.
+fn hand_over(name: String, value: Option<String>, flags: &mut Flags) {
+    let value = value.unwrap_or_default();
+    let values = value.split(BETWEEN_TWO).filter(|value| !value.is_empty());
+    for word in std::iter::once(name.as_str()).chain(values) {
+        let word = word.to_owned();
+        let flag = "--engine-arg".to_owned();
+        flags.values.push(("engine-arg", word, flag));
     }
 }
 

@@ -8,6 +8,7 @@ mod convert;
 mod demo;
 mod doctor;
 mod engine_main;
+mod external;
 mod file_stamp;
 mod health;
 mod host;
@@ -148,6 +149,9 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         }
         Some(Task::Man { dir }) => man::run(&dir),
         Some(Task::Engine(args)) => engine_main::run(&args),
+        Some(Task::EngineExec { parent, cpus, argv }) => {
+            external::engine_exec(parent, cpus.as_deref(), &argv)
+        }
     }
 }
 
@@ -172,14 +176,30 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     if args.check {
         return check(&settings);
     }
+    start(settings, sources)
+}
+
+fn start(settings: Settings, sources: Sources) -> anyhow::Result<ExitCode> {
     logging::init(&settings)?;
-    serve::run(settings, sources)
+    match settings.external.exec.value {
+        true => external::exec(&settings, &settings::environment()),
+        false => serve::run(settings, sources),
+    }
 }
 
 /// Prints what would happen.
 fn check(settings: &Settings) -> anyhow::Result<ExitCode> {
-    let prepared = startup::prepare(settings)?;
     let mut out = std::io::stdout().lock();
+    if let Some(prepared) = external::prepare(settings, &settings::environment())? {
+        for line in settings.notices.iter().chain(&prepared.lines()) {
+            writeln!(out, "{line}")?;
+        }
+        for warning in settings.warnings.iter().chain(prepared.warnings()) {
+            writeln!(out, "warning: {warning}")?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let prepared = startup::prepare(settings)?;
     for line in settings.notices.iter().chain(&prepared.lines(settings)) {
         writeln!(out, "{line}")?;
     }
@@ -213,6 +233,5 @@ fn llama_server(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Exit
     };
     let sources = Sources::new(flags, settings::environment(), Dialect::LlamaServer);
     let settings = sources.read()?;
-    logging::init(&settings)?;
-    serve::run(settings, sources)
+    start(settings, sources)
 }

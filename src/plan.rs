@@ -223,6 +223,41 @@ pub(crate) fn plan(
     })
 }
 
+/// Threads and their places, for an engine that decides the rest itself.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Placement {
+    /// One decode thread for each of these logical CPUs, best first; never empty.
+    pub decode_cpus: Choice<Vec<usize>>,
+    /// One prefill thread for each; begins with `decode_cpus`.
+    pub prefill_cpus: Choice<Vec<usize>>,
+    /// Keep the threads on these CPUs.
+    pub pin: Choice<bool>,
+    /// What deserves the user's attention.
+    pub warnings: Vec<Warning>,
+}
+
+/// Decides threads and their places for a model that takes `needed_bytes`.
+///
+/// # Errors
+/// When what was asked for is impossible here.
+pub(crate) fn place(
+    host: &Host,
+    needed_bytes: u64,
+    settings: &Settings,
+) -> Result<Placement, PlanError> {
+    let mut warnings = Vec::new();
+    let pin = choose_pin(host, settings);
+    let cpus = Cpus::new(host, settings, needed_bytes, pin.value)?;
+    let decode_cpus = cpus.decode(&settings.threads, &mut warnings);
+    let prefill_cpus = cpus.prefill(&settings.threads_batch, &decode_cpus, &mut warnings);
+    Ok(Placement {
+        decode_cpus,
+        prefill_cpus,
+        pin,
+        warnings,
+    })
+}
+
 /// The best kernel, or the one asked for: exactly, or the best for a packing.
 fn choose_kernel(host: &Host, settings: &Settings) -> Result<Choice<Kernel>, PlanError> {
     let Some(asked) = &settings.kernel.value else {

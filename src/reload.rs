@@ -43,9 +43,10 @@ const HEADROOM_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=512 << 20;
 #[derive(Clone)]
 pub(crate) struct Reloader(SyncSender<Wish>);
 
-struct Wish {
-    cause: Cause,
-    answer: Option<oneshot::Sender<Result<Reloaded, String>>>,
+/// One wish.
+pub(crate) struct Wish {
+    pub(crate) cause: Cause,
+    pub(crate) answer: Option<oneshot::Sender<Result<Reloaded, String>>>,
 }
 
 /// Who wants something else to be served.
@@ -108,7 +109,7 @@ impl Control for Reloader {
 }
 
 /// Wishes on their way to the desk.
-pub(crate) struct Wishes(Receiver<Wish>);
+pub(crate) struct Wishes(pub(crate) Receiver<Wish>);
 
 /// The thread's possessions: what is served, and where it came from.
 pub(crate) struct Desk {
@@ -479,7 +480,7 @@ fn ended(outcome: &Receiver<Result<(), Failure>>) -> Result<(), Failure> {
 }
 
 /// In one line, with what can be done.
-fn told(error: &anyhow::Error) -> String {
+pub(crate) fn told(error: &anyhow::Error) -> String {
     match startup::hint(error) {
         Some(hint) => format!("{error:#} ({hint})"),
         None => format!("{error:#}"),
@@ -514,7 +515,7 @@ fn anonymous_bytes(pid: u32) -> Option<u64> {
 }
 
 /// A line for each setting that is another one now, and was needed at the start.
-fn fixed(first: &Settings, now: &Settings) -> Vec<String> {
+pub(crate) fn fixed(first: &Settings, now: &Settings) -> Vec<String> {
     let (a, b) = (first, now);
     let changes = [
         ("host", a.hosts.value != b.hosts.value),

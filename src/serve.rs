@@ -7,9 +7,10 @@
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use bitnet_server::proxy::Proxy;
 use bitnet_server::{App, Cors, ServerConfig, Tls};
 use indicatif::ProgressBar;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,6 +19,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::connections;
+use crate::external::{self, supervisor::Supervisor};
 use crate::listen::{self, Sockets};
 use crate::reload::{self, Cause, Desk, Reloader, Served, Wishes};
 use crate::settings::{CrashLoop, Settings, Sources, environment};
@@ -75,10 +77,10 @@ pub(crate) fn run(settings: Settings, sources: Sources) -> anyhow::Result<ExitCo
 }
 
 /// Tells systemd that all is well as long as this event loop and the supervisor thread go round.
-async fn feed_watchdog(broker: Broker, every: Duration) {
+async fn feed_watchdog(engine: Engine, every: Duration) {
     loop {
         sleep(every).await;
-        let stood = broker.looked_at().elapsed();
+        let stood = engine.looked_at().elapsed();
         if stood < SUPERVISOR_PAUSE {
             systemd::alive();
         } else {
@@ -94,7 +96,7 @@ async fn feed_watchdog(broker: Broker, every: Duration) {
 struct Server {
     app: Arc<App>,
     watch: Arc<Watch>,
-    broker: Broker,
+    engine: Engine,
     addresses: Vec<String>,
     drain_timeout: Duration,
     crash_loop: CrashLoop,
@@ -103,6 +105,43 @@ struct Server {
     /// Reads the model and starts the engine.
     opening: JoinHandle<anyhow::Result<UnboundedReceiver<Notice>>>,
     signals: Signals,
+}
+
+/// Who runs the model.
+#[derive(Clone)]
+enum Engine {
+    BuiltIn(Broker),
+    Another(Supervisor),
+}
+
+/// The same, before model and machine are known.
+enum Unopened {
+    BuiltIn(Broker, Unstarted),
+    Another(Supervisor, Arc<Proxy>, external::supervisor::Unstarted),
+}
+
+impl Engine {
+    fn drain(&self, limit: Duration) {
+        match self {
+            Engine::BuiltIn(broker) => broker.drain(limit),
+            Engine::Another(supervisor) => supervisor.drain(limit),
+        }
+    }
+
+    /// When the thread that keeps it alive last went round.
+    fn looked_at(&self) -> Instant {
+        match self {
+            Engine::BuiltIn(broker) => broker.looked_at(),
+            Engine::Another(supervisor) => supervisor.looked_at(),
+        }
+    }
+
+    fn stop(&self) {
+        match self {
+            Engine::BuiltIn(broker) => broker.stop(),
+            Engine::Another(supervisor) => supervisor.stop(),
+        }
+    }
 }
 
 impl Server {
@@ -115,16 +154,29 @@ impl Server {
         let signals = Signals::new().context("cannot listen to signals")?;
         let addresses = sockets.urls();
         let drain_timeout = settings.drain_timeout.value;
-        let (broker, unstarted) = Broker::new();
         let crash_loop = settings.crash_loop.value;
         let (reloader, wishes) = Reloader::new();
         let config = server_config(&settings, sockets.addresses());
-        let app = App::new(config, Arc::new(broker.clone()));
+        let (app, engine, opening) = match settings.external.is_wanted() {
+            false => {
+                let (broker, unstarted) = Broker::new();
+                let app = App::new(config, Arc::new(broker.clone()));
+                let opening = Unopened::BuiltIn(broker.clone(), unstarted);
+                (app, Engine::BuiltIn(broker), opening)
+            }
+            true => {
+                let (supervisor, unstarted) = Supervisor::new();
+                let proxy = Proxy::new(settings.max_queue.value);
+                let app = App::in_front_of(config, Arc::clone(&proxy));
+                let opening = Unopened::Another(supervisor.clone(), proxy, unstarted);
+                (app, Engine::Another(supervisor), opening)
+            }
+        };
         let watch = Arc::new(Watch::new());
         app.set_status(Arc::clone(&watch) as _);
         app.set_control(Arc::new(reloader.clone()));
         if let Some(every) = systemd::watchdog_interval(&environment()) {
-            tokio::spawn(feed_watchdog(broker.clone(), every));
+            tokio::spawn(feed_watchdog(engine.clone(), every));
         }
         let mut listeners = JoinSet::new();
         for listener in sockets.into_listeners() {
@@ -134,23 +186,40 @@ impl Server {
             tokio::spawn(bitnet_server::serve_agent(listener, Arc::clone(&app)));
         }
         let opening = tokio::task::spawn_blocking({
-            let opening = Opening {
-                settings,
-                sources,
-                app: Arc::clone(&app),
-                watch: Arc::clone(&watch),
-                broker: broker.clone(),
-                reloader: reloader.clone(),
-                wishes,
-                tls,
-                addresses: addresses.clone(),
-            };
-            move || opening.open(unstarted)
+            let (app, watch) = (Arc::clone(&app), Arc::clone(&watch));
+            let (reloader, addresses) = (reloader.clone(), addresses.clone());
+            move || match opening {
+                Unopened::BuiltIn(broker, unstarted) => {
+                    let opening = Opening {
+                        settings,
+                        sources,
+                        app,
+                        watch,
+                        broker,
+                        reloader,
+                        wishes,
+                        tls,
+                        addresses,
+                    };
+                    opening.open(unstarted)
+                }
+                Unopened::Another(supervisor, proxy, unstarted) => {
+                    let desk = external::Desk {
+                        supervisor,
+                        watch,
+                        sources,
+                        first: settings,
+                        tls,
+                        addresses,
+                    };
+                    desk.open(proxy, unstarted, wishes)
+                }
+            }
         });
         Ok(Server {
             app,
             watch,
-            broker,
+            engine,
             addresses,
             drain_timeout,
             crash_loop,
@@ -236,10 +305,10 @@ impl Server {
             limit.as_secs_f64()
         );
         self.app.drain(limit);
-        let broker = self.broker.clone();
+        let engine = self.engine.clone();
         let end = async {
             while self.listeners.join_next().await.is_some() {}
-            broker.drain(Duration::ZERO);
+            engine.drain(Duration::ZERO);
             if let Some(notices) = notices {
                 stopped(notices).await;
             }
@@ -248,7 +317,7 @@ impl Server {
             () = end => {}
             () = sleep(limit + EXIT_GRACE) => tracing::warn!("not everything ended in time"),
             number = self.signals.end() => {
-                self.broker.stop();
+                self.engine.stop();
                 return Ok(ExitCode::from(128 + number));
             }
         }
@@ -261,7 +330,7 @@ impl Server {
         notices: Option<UnboundedReceiver<Notice>>,
         failure: impl Into<anyhow::Error>,
     ) -> anyhow::Result<ExitCode> {
-        self.broker.stop();
+        self.engine.stop();
         if let Some(notices) = notices {
             let _ = timeout(EXIT_GRACE, stopped(notices)).await;
         }

@@ -5,6 +5,7 @@
 //! [`Settings`]. Reading touches the file system (model path, key and template files), nothing else.
 
 mod asked;
+mod external;
 pub(crate) mod keys;
 mod values;
 
@@ -23,6 +24,7 @@ use bitnet_server::ApiKeys;
 use crate::file_stamp::FileStamp;
 use crate::host::CpuSet;
 use asked::Asked;
+pub(crate) use external::{EngineChoice, External, Said};
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,6 +302,8 @@ pub(crate) struct Settings {
     pub batch_size: Setting<Option<usize>>,
     /// KV cache element type.
     pub kv_type: Setting<KvType>,
+    /// Another program as engine.
+    pub external: External,
     /// Lock the weights.
     pub mlock: Setting<bool>,
     /// Measure before the first start with this model on this machine.
@@ -605,7 +609,7 @@ impl Sources {
     /// The settings file that would be read now.
     pub(crate) fn file(&self) -> Option<FileStamp> {
         let mut asked = Asked::default();
-        asked.add_environment(&self.env, &mut Vec::new()).ok()?;
+        asked.add_environment(&self.env);
         asked.add_flags(self.flags.values.clone());
         let (path, _) = asked.config_file()?;
         FileStamp::look(&path).ok()
@@ -624,12 +628,13 @@ impl Settings {
     ) -> Result<Settings, SettingsError> {
         let mut warnings = flags.warnings;
         let mut asked = Asked::default();
-        asked.add_environment(env, &mut warnings)?;
+        asked.add_environment(env);
         asked.add_flags(flags.values);
         let config = asked.config_file();
         if let Some((path, required)) = config {
             asked.add_file(&path, required)?;
         }
+        asked.judge_environment(env, &mut warnings)?;
         asked.into_settings(dialect, warnings, env)
     }
 

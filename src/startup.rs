@@ -117,6 +117,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         if let Some(e) = cause.downcast_ref::<bitnet_server::TlsError>() {
             return e.hint();
         }
+        if let Some(e) = cause.downcast_ref::<crate::external::ExternalError>() {
+            return e.hint();
+        }
         if let Some(e) = cause.downcast_ref::<crate::models::error::PullError>() {
             return e.hint();
         }

@@ -195,7 +195,7 @@ fn parts(memory: &MemoryPlan) -> Vec<Part> {
 }
 
 /// `None` when it has ended.
-fn process(root: &Root, pid: u32) -> Option<Process> {
+pub(crate) fn process(root: &Root, pid: u32) -> Option<Process> {
     let status = root.text(format!("/proc/{pid}/status"))?;
     let bytes = |name: &str| {
         let line = status

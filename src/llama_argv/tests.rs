@@ -197,3 +197,22 @@ fn its_short_flags_are_known_in_other_command_lines() {
         assert_eq!(found(line).as_deref(), flag, "{line}");
     }
 }
+
+#[test]
+fn another_engine_gets_what_means_nothing_here() {
+    let s = settings(
+        "--engine /opt/llama-server -fa on --numa distribute --temp 0.5 --lora-scaled a.gguf 0.5",
+    );
+    let args = [
+        "-fa",
+        "on",
+        "--numa",
+        "distribute",
+        "--lora-scaled",
+        "a.gguf",
+        "0.5",
+    ];
+    assert_eq!(s.external.args.value, args);
+    assert!(s.warnings.is_empty(), "{:?}", s.warnings);
+    assert!(parse(words("--lora-scaled a.gguf 0.5")).is_err());
+}

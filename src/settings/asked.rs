@@ -12,8 +12,8 @@ use bitnet_server::ApiKeys;
 
 use super::keys::{self, Key, Shape};
 use super::{
-    Affinity, CrashLoop, Dialect, Environment, LogFormat, Sampling, Setting, Settings,
-    SettingsError, Source, TlsFiles, UseCase, values,
+    Affinity, CrashLoop, Dialect, EngineChoice, Environment, External, LogFormat, Sampling,
+    Setting, Settings, SettingsError, Source, TlsFiles, UseCase, values,
 };
 use crate::llama_argv;
 use crate::models::locate::{Found, locate};
@@ -45,15 +45,22 @@ impl Asked {
     }
 
     /// Empty variables count as unset, as in the compose files that pass `${VAR:-}`.
-    pub(super) fn add_environment(
-        &mut self,
-        env: &Environment,
-        warnings: &mut Vec<String>,
-    ) -> Result<(), SettingsError> {
+    pub(super) fn add_environment(&mut self, env: &Environment) {
         for key in keys::KEYS {
             if let Some(setting) = from_environment(key, env) {
                 self.0.insert(key.name, setting);
             }
+        }
+    }
+
+    /// Variables of llama-server that nobody here reads. Another engine reads them itself.
+    pub(super) fn judge_environment(
+        &self,
+        env: &Environment,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), SettingsError> {
+        if self.wants_another_engine() {
+            return Ok(());
         }
         for (name, value) in env
             .iter()
@@ -161,6 +168,7 @@ impl Asked {
             parallel: self.or("parallel", None, values::slots)?,
             batch_size: self.batch_size()?,
             kv_type: self.or("kv-type", KvType::F16, values::kv_type)?,
+            external: self.external()?,
             mlock: self.or("mlock", false, values::switch)?,
             tune: self.or("tune", false, values::switch)?,
             replan: self.or("replan", false, values::switch)?,
@@ -350,8 +358,30 @@ impl Asked {
         }
     }
 
+    fn external(&self) -> Result<External, SettingsError> {
+        let is_wanted = self.wants_another_engine();
+        let said = self.0.iter();
+        let said = said.filter(|(name, _)| is_wanted && !name.starts_with("api-key"));
+        Ok(External {
+            said: said.map(|(name, asked)| (*name, asked.into())).collect(),
+            engine: self.or("engine", EngineChoice::BuiltIn, values::engine)?,
+            args: self.or("engine-arg", Vec::new(), values::arguments)?,
+            check: self.or("engine-check", true, values::switch)?,
+            exec: self.or("exec", false, values::switch)?,
+        })
+    }
+
+    fn wants_another_engine(&self) -> bool {
+        let engine = self
+            .0
+            .get("engine")
+            .map(|asked| values::engine(asked.value.trim()));
+        matches!(engine, Some(Ok(choice)) if choice != EngineChoice::BuiltIn)
+    }
+
     fn warn_of_kv_type(&self, warnings: &mut Vec<String>) {
         if let Some(Setting { value, source }) = self.0.get("kv-type")
+            && !self.wants_another_engine()
             && !values::kv_type_is_ours(value)
             && let Ok(nearest) = values::kv_type(value)
         {

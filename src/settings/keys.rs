@@ -37,6 +37,7 @@ pub(crate) struct Key {
 
 const MODEL: &str = "Model";
 const MACHINE: &str = "Machine (automatic unless you say otherwise)";
+const ENGINE: &str = "Another engine";
 const MEMORY: &str = "Context and memory";
 const NETWORK: &str = "Network";
 const ANSWERS: &str = "Answers (defaults for requests that don't say)";
@@ -226,6 +227,17 @@ pub(crate) const KEYS: &[Key] = &[
     )
     .env(&["USE_CASE"])
     .default("balanced"),
+    value(
+        ENGINE,
+        "engine",
+        "PATH",
+        "A llama-server to run the model with, of bitnet.cpp, llama.cpp or ik_llama.cpp; auto: the first one in PATH, ./vendor/BitNet/build/bin, /app/BitNet/build/bin",
+    )
+    .env(&["BITNET_ENGINE"])
+    .default("builtin"),
+    list(ENGINE, "engine-arg", "ARG", "Further argument for that engine, as it is: --engine-arg=--flash-attn"),
+    switch(ENGINE, "engine-check", "Look into engine and model file before the start, and refuse what can't work").default("on"),
+    switch(ENGINE, "exec", "Become that engine instead of supervising it: plan, pin, and replace this process").default("off"),
     value(
         MEMORY,
         "ctx-size",

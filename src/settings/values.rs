@@ -11,7 +11,7 @@ use bitnet_model::protocol::{
 use tracing::level_filters::LevelFilter;
 
 use super::asked::LIST_SEPARATOR;
-use super::{Affinity, CrashLoop, KernelName, LogFormat, ModelSize, UseCase};
+use super::{Affinity, CrashLoop, EngineChoice, KernelName, LogFormat, ModelSize, UseCase};
 
 type Read<T> = Result<T, String>;
 
@@ -348,6 +348,20 @@ pub(super) fn weights(text: &str) -> Read<WeightsHome> {
         "mapped" => Ok(WeightsHome::Mapped),
         _ => Err("`auto`, `huge_pages` or `mapped`".to_owned()),
     }
+}
+
+pub(super) fn engine(text: &str) -> Read<EngineChoice> {
+    match text {
+        "" => Err("a path, `auto` or `builtin`".to_owned()),
+        "builtin" | "built-in" => Ok(EngineChoice::BuiltIn),
+        "auto" => Ok(EngineChoice::Auto),
+        path => Ok(EngineChoice::At(PathBuf::from(path))),
+    }
+}
+
+/// Repeated flags; commas belong to the arguments.
+pub(super) fn arguments(text: &str) -> Read<Vec<String>> {
+    Ok(text.split(LIST_SEPARATOR).map(str::to_owned).collect())
 }
 
 pub(super) fn affinity(text: &str) -> Read<Affinity> {
