@@ -101,7 +101,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["-fa", "--flash-attn"], OneOf(&["on", "off", "auto", "1", "0", "true", "false", "enabled", "disabled"]), Accept, &["LLAMA_ARG_FLASH_ATTN"]),
     flag(&["-ctk", "--cache-type-k", "-ctv", "--cache-type-v"], One, Set("kv-type"), &[]),
     flag(&["--mmap"], Bare, Accept, &["LLAMA_ARG_MMAP"]),
-    flag(&["--no-mmap"], Bare, Warn("the file is always mapped; `--mlock` keeps it in memory"), &["LLAMA_ARG_NO_MMAP"]),
+    flag(&["--no-mmap"], Bare, Warn("weights leave the file for memory after the start, where there is room; `--weights huge_pages` insists on it"), &["LLAMA_ARG_NO_MMAP"]),
     flag(&["--mlock"], Bare, SetTo("mlock", "on"), &[]),
     flag(&["-lm", "--load-mode"], One, Accept, &["LLAMA_ARG_LOAD_MODE"]),
     flag(&["-dio", "--direct-io", "-ndio", "--no-direct-io"], Bare, Accept, &["LLAMA_ARG_DIO", "LLAMA_ARG_NO_DIO"]),
