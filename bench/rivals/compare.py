@@ -65,7 +65,7 @@ def our_contenders(args):
             command += ["-n", str(TOKENS), "-d", "0", "--slots", "0", "--rounds", "1", "--json", "--quiet"]
             cell = json.loads(run(command))["cells"][0]
             speeds = {m["name"]: m["tok_s"]["median"] for m in cell["measured"]}
-            return {**{f"prefill {n}": speeds[f"prefill {n}"] for n in args.prompts}, "decode": speeds["decode"]}
+            return {**{f"prefill {n}": speeds[f"prefill {n}"] for n in args.prompts}, "decode": speeds["decode at 0"]}
 
         return f"bitnet-launch {kernel}", measure
 

