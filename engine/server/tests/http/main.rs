@@ -5,6 +5,7 @@ mod bad_input;
 mod capacity;
 mod client;
 mod dialects;
+mod errors;
 mod life;
 mod limits;
 mod openapi;
