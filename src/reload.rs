@@ -548,6 +548,7 @@ pub(crate) fn fixed(first: &Settings, now: &Settings) -> Vec<String> {
         ("ssl-cert-file and ssl-key-file", a.tls != b.tls),
         ("max-body", a.max_body_bytes.value != b.max_body_bytes.value),
         ("timeout", a.timeout.value != b.timeout.value),
+        ("drain-notice", a.drain_notice.value != b.drain_notice.value),
         (
             "drain-timeout",
             a.drain_timeout.value != b.drain_timeout.value,

@@ -300,6 +300,20 @@ impl Server {
     ) -> anyhow::Result<ExitCode> {
         let limit = self.drain_timeout;
         systemd::stopping();
+        let notice = self.app.announce_leaving();
+        if !notice.is_zero() {
+            tracing::info!(
+                "leaving: balancers are told, requests are taken for another {:.1} s; a second signal ends at once",
+                notice.as_secs_f64()
+            );
+            tokio::select! {
+                () = sleep(notice) => {}
+                number = self.signals.end() => {
+                    self.engine.stop();
+                    return Ok(ExitCode::from(128 + number));
+                }
+            }
+        }
         tracing::info!(
             "shutting down: running requests have {:.1} s; a second signal ends at once",
             limit.as_secs_f64()
@@ -555,6 +569,7 @@ pub(crate) fn server_config(settings: &Settings, addresses: Vec<String>) -> Serv
         body_limit_bytes: settings.max_body_bytes.value,
         max_connections: connections::affordable(),
         read_timeout: settings.timeout.value.min(READ_TIMEOUT),
+        drain_notice: settings.drain_notice.value,
         write_timeout: settings.timeout.value,
         sse_ping: settings.sse_ping.value,
         ..ServerConfig::default()

@@ -368,6 +368,8 @@ pub(crate) struct Settings {
     pub queue_timeout: Setting<Option<Duration>>,
     /// Largest request body, in bytes.
     pub max_body_bytes: Setting<usize>,
+    /// At SIGTERM and `POST /drain`, time in which balancers are told and requests still taken.
+    pub drain_notice: Setting<Duration>,
     /// Time for running answers after SIGTERM.
     pub drain_timeout: Setting<Duration>,
     /// An engine without progress for this long is replaced; `None` is automatic.

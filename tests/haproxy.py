@@ -3,14 +3,15 @@
 
     cargo build --release && sudo tests/haproxy.py
 
-Measures each server alone, then the share of requests each gets under load, which has to follow the measured speed. Then, with the load
-going on: every server is restarted in turn, an engine is killed, a whole server is killed. No request may fail. At last conversations: they
-have to stay where their prompt is cached. Needs root, haproxy, ip and control groups; otherwise it says `skipped` and ends with 0.
+Measures each server alone, then the share of requests each gets under load, which has to follow the measured speed; on a busy machine, where
+speeds change while they are measured, up to three times. Then, with the load going on: every server is restarted in turn, an engine is killed,
+a whole server is killed. No request may fail. At last conversations: they have to stay where their prompt is cached. Needs root, haproxy, ip,
+nsenter and control groups; otherwise it says `skipped` and ends with 0.
 
 BINARY     default target/release/bitnet-launch
 HAPROXY    default haproxy
 MODEL      a GGUF file, default the demo model
-QUOTAS     CPUs of the three, default "0.2 0.4 0.8"
+QUOTAS     CPUs of the three, default "0.15 0.3 0.6": together less than this machine has, because load and balancer need some, too
 SECONDS    of each measurement, default 20
 """
 
@@ -30,7 +31,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BINARY = os.environ.get("BINARY", str(ROOT / "target/release/bitnet-launch"))
 HAPROXY = os.environ.get("HAPROXY", "haproxy")
-QUOTAS = [float(text) for text in os.environ.get("QUOTAS", "0.2 0.4 0.8").split()]
+QUOTAS = [float(text) for text in os.environ.get("QUOTAS", "0.15 0.3 0.6").split()]
 SECONDS = float(os.environ.get("SECONDS", "20"))
 MODEL = os.environ.get("MODEL")
 # What a server of this test may reach at most, so that weights have room.
@@ -39,8 +40,9 @@ TAG = f"bl{os.getpid() % 100000}"
 NET = "10.213.77"
 PERIOD_US = 100_000
 TOKENS = 48
-# A share may be off by this much.
+# A share may be off by this much, in one round of so many.
 TOLERANCE = 0.12
+ROUNDS = 3
 CLIENTS = 24
 
 
@@ -93,8 +95,9 @@ class Server:
 
     def start(self):
         model = ["-m", MODEL] if MODEL else []
-        command = ["ip", "netns", "exec", self.space, BINARY, "serve", *model, "--host", self.address, "--agent-check-port", "8082",
-                   "--full-speed", FULL_SPEED, "--parallel", "4", "--ctx-size", "4096", "--drain-timeout", "30"]
+        # `ip netns exec` would mount another /sys, without the control groups from which threads are chosen.
+        command = ["nsenter", f"--net=/run/netns/{self.space}", BINARY, "serve", *model, "--host", self.address, "--agent-check-port", "8082",
+                   "--full-speed", FULL_SPEED, "--parallel", "4", "--ctx-size", "4096", "--drain-notice", "3", "--drain-timeout", "30"]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, preexec_fn=self.group.enter, start_new_session=True)
 
     def wait_ready(self):
@@ -109,16 +112,14 @@ class Server:
         raise AssertionError(f"{self.name} is not ready after 60 s")
 
     def engine(self):
-        tree = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for pid in tree:
-            if b"engine" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                return int(pid)
+        for children in pathlib.Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for pid in children.read_text().split():
+                if b"engine" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    return int(pid)
         raise AssertionError(f"{self.name} has no engine process")
 
     def end(self):
-        """Drained first, so that the balancer knows before the port is closed; then SIGTERM."""
-        request(self.address, "POST", "/drain")
-        time.sleep(1.5)
+        """As a service manager ends it."""
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(timeout=60)
         assert code == 0, f"{self.name} ended with {code}"
@@ -217,8 +218,31 @@ def until_up(front, servers):
     raise AssertionError("not all servers are up after 30 s")
 
 
+def share_against_speed(front, servers):
+    """One round: each server alone, then all behind the balancer. How far a share is from that of the speed, and the requests asked."""
+    alone = {}
+    for server in servers:
+        load = Load(server.address, 8081, 4)
+        time.sleep(2)
+        alone[server.name] = sum(load.during(SECONDS / 2).values()) / (SECONDS / 2)
+        load.stop()
+    load = Load(front, 8081, CLIENTS)
+    time.sleep(5)
+    served = load.during(SECONDS)
+    asked = load.stop()
+    total, speed = sum(served.values()), sum(alone.values())
+    off = 0
+    print(f"{'server':8}{'CPUs':>6}{'alone, answers/s':>18}{'expected share':>16}{'share':>8}")
+    for server in servers:
+        expected, share = alone[server.name] / speed, served.get(server.name, 0) / total
+        print(f"{server.name:8}{server.cpus:>6}{alone[server.name]:>18.2f}{expected:>16.2f}{share:>8.2f}")
+        off = max(off, abs(share - expected))
+    print(f"together {total / SECONDS:.2f} answers/s of {speed:.2f}", flush=True)
+    return off, asked
+
+
 def main():
-    missing = [tool for tool in (HAPROXY, "ip") if not shutil.which(tool)]
+    missing = [tool for tool in (HAPROXY, "ip", "nsenter") if not shutil.which(tool)]
     if os.geteuid() != 0 or missing:
         return print(f"skipped: needs root, and {' and '.join(missing) or 'nothing else'}")
     work = pathlib.Path(tempfile.mkdtemp(prefix="haproxy-test-"))
@@ -233,27 +257,17 @@ def main():
         for server in servers:
             server.wait_ready()
 
-        alone = {}
-        for server in servers:
-            load = Load(server.address, 8081, 4)
-            time.sleep(2)
-            alone[server.name] = sum(load.during(SECONDS / 2).values()) / (SECONDS / 2)
-            load.stop()
         proxy = balancer(servers, work)
         time.sleep(1)
         until_up(front, servers)
-
-        load = Load(front, 8081, CLIENTS)
-        time.sleep(5)
-        shares = load.during(SECONDS)
-        total, speed = sum(shares.values()), sum(alone.values())
-        print(f"{'server':8}{'CPUs':>6}{'alone, answers/s':>18}{'expected share':>16}{'share':>8}")
-        for server in servers:
-            expected, share = alone[server.name] / speed, shares.get(server.name, 0) / total
-            print(f"{server.name:8}{server.cpus:>6}{alone[server.name]:>18.2f}{expected:>16.2f}{share:>8.2f}")
-            assert abs(share - expected) <= TOLERANCE, f"{server.name} got {share:.2f} of the requests, its speed is {expected:.2f} of all"
-        print(f"together {total / SECONDS:.2f} answers/s of {speed:.2f}")
-        print(f"passed: share follows speed; {load.stop()} requests, none failed")
+        requests = 0
+        for _ in range(ROUNDS):
+            off, asked = share_against_speed(front, servers)
+            requests += asked
+            if off <= TOLERANCE:
+                break
+        assert off <= TOLERANCE, f"in {ROUNDS} rounds the shares were not within {TOLERANCE} of the speeds, in the last one off by {off:.2f}"
+        print(f"passed: share follows speed; {requests} requests, none failed")
 
         load = Load(front, 8081, CLIENTS)
         for server in servers:

@@ -147,6 +147,32 @@ fn draining_stays_and_says_so() {
 }
 
 #[test]
+fn balancers_are_told_before_requests_are_refused() {
+    let mut server = Server::ready(&["--drain-notice", "4"]);
+    assert_eq!(server.post_text("/drain", "").status, 200);
+    let told = server.get("/health");
+    assert_eq!(told.status, 503);
+    assert_eq!(server.get("/readyz").json()["error"]["reason"], "draining");
+    assert_eq!(server.get("/capacity").json()["draining"], json!(true));
+    let taken = server.post("/completion", &story(1, 4));
+    assert_eq!(taken.status, 200, "{}", taken.body);
+    wait_for("the end of the notice", || {
+        (server.post("/completion", &story(1, 4)).status == 503).then_some(())
+    });
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+
+    let mut server = Server::ready(&["--drain-notice", "4"]);
+    server.signal(Signal::SIGTERM);
+    wait_for("the notice", || {
+        (server.get("/health").status == 503).then_some(())
+    });
+    let taken = server.post("/completion", &story(1, 4));
+    assert_eq!(taken.status, 200, "{}", taken.body);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
 fn another_model_in_the_place_of_the_first() {
     let bench = Bench::start("", &["--threads", "1", "--parallel", "2"]);
     let server = &bench.server;

@@ -209,6 +209,7 @@ impl Asked {
             full_speed_tok_s: self.or("full-speed", 100.0, values::positive)?,
             queue_timeout: self.or("queue-timeout", None, values::queue_timeout)?,
             max_body_bytes: self.or("max-body", 64 << 20, values::megabytes)?,
+            drain_notice: self.or("drain-notice", Duration::ZERO, values::seconds)?,
             drain_timeout: self.or("drain-timeout", Duration::from_secs(4), values::seconds)?,
             hang_timeout: self.optional("hang-timeout", values::hang_timeout)?,
             crash_loop: self.or("crash-loop", CrashLoop::Stay, values::crash_loop)?,

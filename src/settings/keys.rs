@@ -323,6 +323,13 @@ pub(crate) const KEYS: &[Key] = &[
     value(NETWORK, "queue-timeout", "SECONDS", "Requests that have waited for a slot for this long get status 503; 0 is never")
         .default("0"),
     value(NETWORK, "max-body", "MB", "Larger request bodies get status 413").default("64"),
+    value(
+        NETWORK,
+        "drain-notice",
+        "SECONDS",
+        "At SIGTERM and POST /drain, tell load balancers first, and take requests for this long before they are refused",
+    )
+    .default("0"),
     value(NETWORK, "drain-timeout", "SECONDS", "At SIGTERM, time for running answers to finish").default("4"),
     value(NETWORK, "timeout", "SECONDS", "A client that takes or sends no bytes for this long is gone; for what it sends, 60 at most")
         .env(&["LLAMA_ARG_TIMEOUT"])

@@ -47,6 +47,8 @@ pub struct App {
     model: RwLock<Option<Arc<Model>>>,
     status: OnceLock<Arc<dyn StatusSource>>,
     control: OnceLock<Arc<dyn Control>>,
+    /// See [`App::announce_leaving`].
+    leaving: OnceLock<Instant>,
     /// See [`App::close`].
     is_closed: AtomicBool,
     phase: watch::Sender<Phase>,
@@ -82,6 +84,7 @@ impl App {
             model: RwLock::new(None),
             status: OnceLock::new(),
             control: OnceLock::new(),
+            leaving: OnceLock::new(),
             is_closed: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Serving),
             generations: watch::Sender::new(0),
@@ -118,6 +121,14 @@ impl App {
 
     pub(crate) fn control(&self) -> Option<&Arc<dyn Control>> {
         self.control.get()
+    }
+
+    /// Tells balancers and probes from now on that this server is draining, while requests are still taken. Returns what is left
+    /// of `ServerConfig::drain_notice`, which begins with the first call.
+    pub fn announce_leaving(&self) -> Duration {
+        let began = self.leaving.get_or_init(Instant::now);
+        let notice = self.config.drain_notice;
+        notice.saturating_sub(began.elapsed())
     }
 
     /// Takes no new work from now on, and stays there to say so. True for the first call.
@@ -166,8 +177,16 @@ impl App {
         let _ = phase.wait_for(|phase| *phase == Phase::CutOff).await;
     }
 
-    /// The state clients see: the backend's, unless the server itself is on its way out or knows no model yet.
+    /// The state that probes and balancers see: that of [`App::admission`], or draining as soon as that was announced.
     pub(crate) fn state(&self) -> BackendState {
+        match self.leaving.get() {
+            Some(_) => BackendState::Draining,
+            None => self.admission(),
+        }
+    }
+
+    /// The state that decides about requests: the backend's, unless the server itself is on its way out or knows no model yet.
+    fn admission(&self) -> BackendState {
         if *self.phase.borrow() != Phase::Serving || self.is_closed.load(Ordering::Relaxed) {
             return BackendState::Draining;
         }
@@ -199,7 +218,7 @@ impl App {
 
     /// Nothing, if requests can be served now.
     pub(crate) fn open(&self) -> Result<(), ApiError> {
-        match self.state() {
+        match self.admission() {
             BackendState::Ready => Ok(()),
             state => Err(state.into()),
         }
@@ -207,7 +226,7 @@ impl App {
 
     /// The model, if requests can be served now.
     pub(crate) fn ready(&self) -> Result<Arc<Model>, ApiError> {
-        match self.state() {
+        match self.admission() {
             BackendState::Ready => self.model().ok_or_else(ApiError::loading),
             state => Err(state.into()),
         }

@@ -81,6 +81,8 @@ pub struct ServerConfig {
     /// A started request head must be complete within this time; a body must not pause for longer, and has this time
     /// beside that of a slow line.
     pub read_timeout: Duration,
+    /// Before requests are refused at the end, balancers are told for this long and requests still taken.
+    pub drain_notice: Duration,
     /// A connection without a request is closed after this time.
     pub idle_timeout: Duration,
     /// A client that takes no bytes for this long is gone.
@@ -127,6 +129,7 @@ impl Default for ServerConfig {
             body_limit_bytes: 64 << 20,
             max_connections: 512,
             read_timeout: Duration::from_secs(60),
+            drain_notice: Duration::ZERO,
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(600),
             sse_ping: Duration::from_secs(30),

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 use crate::app::App;
 use crate::backend::BackendState;
@@ -34,17 +35,26 @@ pub struct Reloaded {
     pub warnings: Vec<String>,
 }
 
-/// `POST /drain`: as at SIGTERM no new work is taken; but what runs has all the time it needs, and the server stays, to
-/// answer 503, until it is stopped.
+/// `POST /drain`: as at SIGTERM no new work is taken, once the notice to balancers is over; but what runs has all the time it
+/// needs, and the server stays, to answer 503, until it is stopped.
 pub(crate) async fn drain(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     not_from_a_page(&app, &headers)?;
-    if app.close() {
+    let notice = app.announce_leaving();
+    if notice.is_zero() {
+        close(&app);
+    } else {
         tracing::info!(
-            "draining: no new requests are taken; stop the server when it is convenient"
+            "draining: balancers are told, requests are taken for another {:.1} s",
+            notice.as_secs_f64()
         );
+        let app = Arc::clone(&app);
+        tokio::spawn(async move {
+            sleep(notice).await;
+            close(&app);
+        });
     }
     let counters = app.backend.counters();
     Ok(reply::ok(&json!({
@@ -53,6 +63,14 @@ pub(crate) async fn drain(
         "processing": counters.processing,
         "waiting": counters.deferred,
     })))
+}
+
+fn close(app: &App) {
+    if app.close() {
+        tracing::info!(
+            "draining: no new requests are taken; stop the server when it is convenient"
+        );
+    }
 }
 
 /// `POST /reload`
