@@ -1,8 +1,9 @@
-//! `POST /v1/embeddings` in OpenAI's form, `/embedding` and `/embeddings` in llama-server's. They work beside generations,
-//! on the same server.
+//! `POST /v1/embeddings` in OpenAI's form, `/embedding` and `/embeddings` in llama-server's, `/api/embed` in Ollama's. They work
+//! beside generations, on the same server.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -33,8 +34,16 @@ struct Asked {
     /// See [`pooling::normalize`].
     normalize: i32,
     base64: bool,
-    /// llama-server's form.
-    native: bool,
+    form: Form,
+}
+
+/// How the answer looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    OpenAi,
+    /// llama-server's.
+    Native,
+    Ollama,
 }
 
 /// `POST /v1/embeddings`
@@ -42,7 +51,7 @@ pub(crate) async fn openai(
     State(app): State<Arc<App>>,
     body: RawBody,
 ) -> Result<Response, ApiError> {
-    embed(app, body, false).await
+    embed(app, body, Form::OpenAi).await
 }
 
 /// `POST /embedding`, `/embeddings`
@@ -50,31 +59,42 @@ pub(crate) async fn native(
     State(app): State<Arc<App>>,
     body: RawBody,
 ) -> Result<Response, ApiError> {
-    embed(app, body, true).await
+    embed(app, body, Form::Native).await
 }
 
-async fn embed(app: Arc<App>, body: RawBody, native: bool) -> Result<Response, ApiError> {
+/// Embeds what the body asks for.
+pub(crate) async fn embed(app: Arc<App>, body: RawBody, form: Form) -> Result<Response, ApiError> {
+    let began = Instant::now();
     let model = app.ready()?;
     let preparing = Arc::clone(&model);
     let asked = app
-        .prepare(move || Asked::read(&body.object()?, &preparing, native))
+        .prepare(move || Asked::read(&body.object()?, &preparing, form))
         .await?;
     let vectors = run(&app, &model, &asked).await?;
     app.metrics
         .embedded(asked.inputs.iter().map(Vec::len).sum());
-    let answer = move || Ok(asked.reply(vectors, &model));
+    let answer = move || Ok(asked.reply(vectors, &model, began));
     Ok(reply::ok(&app.prepare(answer).await?))
 }
 
 impl Asked {
-    fn read(body: &Map<String, Value>, model: &Model, native: bool) -> Result<Self, ApiError> {
-        schema::check(body, requests::EMBEDDINGS)?;
+    fn read(body: &Map<String, Value>, model: &Model, form: Form) -> Result<Self, ApiError> {
+        schema::check(
+            body,
+            match form {
+                Form::Ollama => requests::OLLAMA_EMBED,
+                Form::OpenAi | Form::Native => requests::EMBEDDINGS,
+            },
+        )?;
         let fields = Fields(body);
         let Some((name, input)) = fields.get(&["input", "content"]) else {
             return Err(ApiError::field("input", "is missing"));
         };
         // The older name asks for the older form.
-        let native = native || name == "content";
+        let form = match name {
+            "content" => Form::Native,
+            _ => form,
+        };
         let base64 = match fields.get(&["encoding_format"]) {
             None => false,
             Some((_, Value::String(format))) if format == "float" => false,
@@ -88,7 +108,7 @@ impl Asked {
             Some((_, Value::String(name))) => Some(pooling_named(name)?),
             Some((name, other)) => return Err(ApiError::field(name, expected("a string", other))),
         };
-        if pooling == Some(Pooling::None) && !native {
+        if pooling == Some(Pooling::None) && form != Form::Native {
             let problem =
                 "`none` gives a vector per token, which this form can't hold; use `/embedding`";
             return Err(ApiError::field("pooling", problem));
@@ -96,7 +116,8 @@ impl Asked {
         let normalize = fields
             .int(&["embd_normalize"], -1, i64::from(i32::MAX))?
             .map_or(model.config.embd_normalize, |kind| kind as i32);
-        let inputs = prompt::read_texts(name, input, model)?;
+        let cuts = form == Form::Ollama && fields.bool("truncate")?.unwrap_or(true);
+        let inputs = prompt::read_texts(name, input, model, cuts)?;
         if inputs.len() > MAX_INPUTS {
             let problem = format!(
                 "found {} texts, expected at most {MAX_INPUTS}",
@@ -109,11 +130,11 @@ impl Asked {
             pooling,
             normalize,
             base64,
-            native,
+            form,
         })
     }
 
-    fn reply(&self, vectors: Vec<Vectors>, model: &Model) -> Value {
+    fn reply(&self, vectors: Vec<Vectors>, model: &Model, began: Instant) -> Value {
         let n_tokens: usize = self.inputs.iter().map(Vec::len).sum();
         let scaled = |mut vectors: Vectors| {
             for vector in &mut vectors {
@@ -125,7 +146,17 @@ impl Asked {
             true => json!(base64(vector)),
             false => numbers(vector),
         };
-        if self.native {
+        if self.form == Form::Ollama {
+            let one = |vectors: Vectors| scaled(vectors).first().map(shown);
+            return json!({
+                "model": model.id,
+                "embeddings": vectors.into_iter().filter_map(one).collect::<Vec<_>>(),
+                "total_duration": began.elapsed().as_nanos() as u64,
+                "load_duration": 0,
+                "prompt_eval_count": n_tokens,
+            });
+        }
+        if self.form == Form::Native {
             let entry = |(index, vectors): (usize, Vectors)| {
                 let shown: Vec<Value> = scaled(vectors).iter().map(shown).collect();
                 json!({ "index": index, "embedding": shown })

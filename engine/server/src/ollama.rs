@@ -1,4 +1,4 @@
-//! Ollama's routes that desktop programs and workflow nodes probe and use: tags, version, chat and generate.
+//! Ollama's routes that desktop programs and workflow nodes probe and use: tags, ps, show, version, chat, generate and embed.
 //!
 //! Requests are translated into the form of `/v1/chat/completions`, or of `/completion` for raw prompts. Errors are
 //! `{"error": "text"}` there, as Ollama's clients read them.
@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::body::RawBody;
 use crate::clock;
 use crate::completion::{self, Asked, AskedChat};
+use crate::embeddings;
 use crate::error::ApiError;
 use crate::model::Model;
 use crate::parts::Look;
@@ -26,6 +27,9 @@ use crate::writer::{OllamaForm, OllamaWriter};
 /// Options that have another name here.
 const OPTIONS: &[(&str, &str)] = &[("num_predict", "n_predict"), ("num_keep", "n_keep")];
 
+/// When a model is unloaded that stays.
+const NEVER: &str = "9999-12-31T23:59:59Z";
+
 /// `GET /api/version`
 pub(crate) async fn version(State(app): State<Arc<App>>) -> Response {
     reply::ok(&json!({ "version": app.config.version }))
@@ -34,23 +38,83 @@ pub(crate) async fn version(State(app): State<Arc<App>>) -> Response {
 /// `GET /api/tags`: the one model.
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Result<Response, Error> {
     let model = app.ready()?;
+    let mut entry = entry(&model);
+    let modified = clock::rfc3339(model.card.created_unix_s);
+    entry.insert("modified_at".into(), json!(modified));
+    Ok(reply::ok(&json!({ "models": [entry] })))
+}
+
+/// `GET /api/ps`: the same while it is in memory.
+pub(crate) async fn loaded(State(app): State<Arc<App>>) -> Result<Response, Error> {
+    let model = app.ready()?;
+    if app.backend.condition().is_asleep {
+        return Ok(reply::ok(&json!({ "models": [] })));
+    }
+    let mut entry = entry(&model);
+    entry.insert("expires_at".into(), json!(NEVER));
+    entry.insert("size_vram".into(), json!(0));
+    entry.insert("context_length".into(), json!(model.card.slot_context));
+    Ok(reply::ok(&json!({ "models": [entry] })))
+}
+
+/// `POST /api/show`: what is known of the model, whatever name was asked for.
+pub(crate) async fn show(State(app): State<Arc<App>>, body: RawBody) -> Result<Response, Error> {
+    let model = app.ready()?;
+    schema::check(&body.object()?, requests::OLLAMA_SHOW)?;
     let facts = &model.card.facts;
-    let family = facts.architecture.name();
-    Ok(reply::ok(&json!({ "models": [{
+    let arch = facts.architecture.name();
+    let mut info = Map::new();
+    let mut number = |key: &str, n: u64| info.insert(key.to_owned(), json!(n));
+    number("general.parameter_count", facts.n_params);
+    for (suffix, n) in [
+        ("context_length", facts.context_length),
+        ("block_count", facts.n_layer),
+        ("embedding_length", facts.n_embd),
+        ("feed_forward_length", facts.n_ff),
+        ("attention.head_count", facts.n_head),
+        ("attention.head_count_kv", facts.n_head_kv),
+        ("vocab_size", facts.n_vocab),
+    ] {
+        number(&format!("{arch}.{suffix}"), n as u64);
+    }
+    info.insert("general.architecture".into(), json!(arch));
+    Ok(reply::ok(&json!({
+        "modelfile": "",
+        "parameters": "",
+        "template": model.template.text(),
+        "details": details(&model),
+        "model_info": info,
+        "capabilities": ["completion", "tools", "embedding"],
+        "modified_at": clock::rfc3339(model.card.created_unix_s),
+    })))
+}
+
+/// `POST /api/embed`
+pub(crate) async fn embed(State(app): State<Arc<App>>, body: RawBody) -> Result<Response, Error> {
+    Ok(embeddings::embed(app, body, embeddings::Form::Ollama).await?)
+}
+
+fn entry(model: &Model) -> Map<String, Value> {
+    reply::object(json!({
         "name": model.id,
         "model": model.id,
-        "modified_at": clock::rfc3339(model.card.created_unix_s),
-        "size": facts.file_bytes,
+        "size": model.card.facts.file_bytes,
         "digest": "",
-        "details": {
-            "parent_model": "",
-            "format": "gguf",
-            "family": family,
-            "families": [family],
-            "parameter_size": parameter_size(facts.n_params),
-            "quantization_level": model.file_type(),
-        },
-    }] })))
+        "details": details(model),
+    }))
+}
+
+fn details(model: &Model) -> Value {
+    let facts = &model.card.facts;
+    let family = facts.architecture.name();
+    json!({
+        "parent_model": "",
+        "format": "gguf",
+        "family": family,
+        "families": [family],
+        "parameter_size": parameter_size(facts.n_params),
+        "quantization_level": model.file_type(),
+    })
 }
 
 /// `POST /api/chat`

@@ -32,11 +32,13 @@ pub(crate) fn read(value: Option<&Value>, model: &Model) -> Result<Vec<Vec<u32>>
         .collect()
 }
 
-/// Reads texts to embed under the name of their field; none is empty, all are shorter than a slot's context.
+/// Reads texts to embed under the name of their field; none is empty, all fit into a slot's context. With `cut` longer ones lose
+/// their ends, otherwise they are an error.
 pub(crate) fn read_texts(
     name: &str,
     value: &Value,
     model: &Model,
+    cut: bool,
 ) -> Result<Vec<Vec<u32>>, ApiError> {
     let is_empty = |value: &Value| match value {
         Value::String(text) => text.is_empty(),
@@ -51,7 +53,10 @@ pub(crate) fn read_texts(
         return Err(ApiError::field(name, "must not be empty"));
     }
     let n_ctx = model.card.slot_context;
-    let texts = several(name, value, model)?;
+    let mut texts = several(name, value, model)?;
+    if cut {
+        texts.iter_mut().for_each(|tokens| tokens.truncate(n_ctx));
+    }
     match texts.iter().map(Vec::len).find(|n| *n == 0 || *n > n_ctx) {
         None => Ok(texts),
         Some(0) => Err(ApiError::field(name, "must not be empty")),

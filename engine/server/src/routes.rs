@@ -157,11 +157,32 @@ static DETOKENIZE: Operation = Operation::post(
     Request::Fields(&[requests::DETOKENIZE]),
     &replies::CONTENT,
 );
+static TOKENIZER: Operation = Operation::get(
+    "the tokenizer's special tokens and the template (vLLM)",
+    Reply::Json(&replies::TOKENIZER),
+);
 static OLLAMA_VERSION: Operation =
     Operation::get("version (Ollama)", Reply::Json(&replies::OLLAMA_VERSION));
 static OLLAMA_TAGS: Operation = Operation::get(
     "the model, in a list (Ollama)",
     Reply::Json(&replies::OLLAMA_TAGS),
+)
+.fails_with(Failure::OllamaError);
+static OLLAMA_PS: Operation = Operation::get(
+    "the model while it is in memory (Ollama)",
+    Reply::Json(&replies::OLLAMA_TAGS),
+)
+.fails_with(Failure::OllamaError);
+static OLLAMA_SHOW: Operation = Operation::post(
+    "what is known of the model (Ollama)",
+    Request::Fields(&[requests::OLLAMA_SHOW]),
+    &replies::OLLAMA_SHOW,
+)
+.fails_with(Failure::OllamaError);
+static OLLAMA_EMBED: Operation = Operation::post(
+    "texts to vectors (Ollama)",
+    Request::Fields(&[requests::OLLAMA_EMBED]),
+    &replies::OLLAMA_EMBED,
 )
 .fails_with(Failure::OllamaError);
 static OLLAMA_CHAT: Operation = Operation::post(
@@ -284,8 +305,12 @@ fn table(prefix: &str) -> Table {
         .post(&["/apply-template"], completion::apply_template, &APPLY)
         .post(&["/tokenize"], tokens::tokenize, &TOKENIZE)
         .post(&["/detokenize"], tokens::detokenize, &DETOKENIZE)
+        .get(&["/tokenizer_info"], tokens::info, &TOKENIZER)
         .get(&["/api/version"], ollama::version, &OLLAMA_VERSION)
         .get(&["/api/tags"], ollama::tags, &OLLAMA_TAGS)
+        .get(&["/api/ps"], ollama::loaded, &OLLAMA_PS)
+        .post(&["/api/show"], ollama::show, &OLLAMA_SHOW)
+        .post(&["/api/embed"], ollama::embed, &OLLAMA_EMBED)
         .post(&["/api/chat"], ollama::chat, &OLLAMA_CHAT)
         .post(&["/api/generate"], ollama::generate, &OLLAMA_GENERATE);
     for (paths, why) in NOT_SUPPORTED {

@@ -1,4 +1,5 @@
-//! `POST /tokenize` and `/detokenize`.
+//! `POST /tokenize` and `/detokenize`, in llama-server's words and in vLLM's, and `GET /tokenizer_info`: with them lm-eval
+//! needs no tokenizer of its own.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::reply;
 use crate::request::{Fields, expected};
 use crate::schema::{self, requests};
 
-/// `{content, add_special, parse_special, with_pieces}` to `{tokens}`.
+/// `{content, add_special, parse_special, with_pieces}` to `{tokens}`; vLLM's `{prompt, add_special_tokens}` as well.
 pub(crate) async fn tokenize(
     State(app): State<Arc<App>>,
     body: RawBody,
@@ -27,7 +28,7 @@ pub(crate) async fn tokenize(
     Ok(reply::ok(&answer))
 }
 
-/// `{tokens}` to `{content}`.
+/// `{tokens}` to `{content}`, which is `prompt` to vLLM's clients.
 pub(crate) async fn detokenize(
     State(app): State<Arc<App>>,
     body: RawBody,
@@ -39,13 +40,30 @@ pub(crate) async fn detokenize(
     Ok(reply::ok(&answer))
 }
 
+/// `GET /tokenizer_info`: what a tokenizer in the client would know.
+pub(crate) async fn info(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let model = app.ready()?;
+    let named = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Ok(reply::ok(&json!({
+        "bos_token": named(&model.bos_text),
+        "eos_token": named(&model.eos_text),
+        "pad_token": null,
+        "chat_template": model.template.text(),
+    })))
+}
+
 fn tokens_of(body: &Map<String, Value>, model: &Model) -> Result<Value, ApiError> {
     schema::check(body, requests::TOKENIZE)?;
     let fields = Fields(body);
-    let add_special = fields.bool("add_special")?.unwrap_or(false);
+    let asked = fields.get(&["content", "prompt"]);
+    let add_special = match (fields.bool("add_special")?, asked) {
+        (Some(add), _) => add,
+        (None, Some(("prompt", _))) => fields.bool("add_special_tokens")?.unwrap_or(true),
+        (None, _) => false,
+    };
     let parse_special = fields.bool("parse_special")?.unwrap_or(true);
     let with_pieces = fields.bool("with_pieces")?.unwrap_or(false);
-    let tokens = match fields.get(&["content"]) {
+    let tokens = match asked {
         None => Vec::new(),
         Some((_, Value::String(text))) => {
             model.tokenizer().encode(text, add_special, parse_special)
@@ -91,5 +109,6 @@ fn text_of(body: &Map<String, Value>, model: &Model) -> Result<Value, ApiError> 
         .iter()
         .map(|id| prompt::token_id("tokens", id, model))
         .collect::<Result<_, _>>()?;
-    Ok(json!({ "content": model.text_with_specials(&tokens) }))
+    let text = model.text_with_specials(&tokens);
+    Ok(json!({ "content": text, "prompt": text }))
 }

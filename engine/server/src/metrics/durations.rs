@@ -30,6 +30,7 @@ const ROUTES: &[&str] = &[
     "/apply-template",
     "/api/chat",
     "/api/generate",
+    "/api/embed",
     "/health",
     "/v1/health",
     "/livez",

@@ -272,7 +272,16 @@ pub(crate) const TOKENS: Kind = Object(&[required(
 )]);
 
 /// `/detokenize`
-pub(crate) const CONTENT: Kind = Object(&[required(&["content"], Text, "")]);
+pub(crate) const CONTENT: Kind = Object(&[
+    required(&["content"], Text, ""),
+    required(&["prompt"], Text, "the same, for vLLM's clients"),
+]);
+/// `/tokenizer_info`
+pub(crate) const TOKENIZER: Kind = Object(&[
+    required(&["bos_token"], Either(&[Text, Null]), ""),
+    required(&["eos_token"], Either(&[Text, Null]), ""),
+    required(&["chat_template"], Text, ""),
+]);
 /// `/apply-template`
 pub(crate) const RENDERED: Kind = Object(&[required(&["prompt"], Text, "")]);
 
@@ -403,6 +412,18 @@ pub(crate) const OLLAMA_TAGS: Kind = Object(&[required(
     ])),
     "",
 )]);
+/// `/api/show`
+pub(crate) const OLLAMA_SHOW: Kind = Object(&[
+    required(&["details"], Map, ""),
+    required(&["model_info"], Map, ""),
+    required(&["template"], Text, ""),
+]);
+/// `/api/embed`
+pub(crate) const OLLAMA_EMBED: Kind = Object(&[
+    required(&["model"], Text, ""),
+    required(&["embeddings"], List(&List(&Number)), ""),
+    required(&["prompt_eval_count"], COUNT, ""),
+]);
 /// `/api/chat`, `/api/generate`; streams are lines of these.
 pub(crate) const OLLAMA_ANSWER: Kind = Object(&[
     required(&["model"], Text, ""),

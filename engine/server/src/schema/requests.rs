@@ -18,6 +18,8 @@ pub(crate) const ALL: &[&[Field]] = &[
     RELOAD,
     OLLAMA_CHAT,
     OLLAMA_GENERATE,
+    OLLAMA_SHOW,
+    OLLAMA_EMBED,
 ];
 
 const TOKEN: Kind = COUNT;
@@ -270,11 +272,15 @@ pub(crate) const EMBEDDINGS: &[Field] = &[
 /// `/tokenize`
 pub(crate) const TOKENIZE: &[Field] = &[
     field(
-        &["content"],
+        &["content", "prompt"],
         Either(&[Text, List(&Either(&[Text, TOKEN]))]),
         "a text, or texts and tokens mixed",
     ),
-    field(&["add_special"], Bool, "add the tokens a text begins with"),
+    field(
+        &["add_special", "add_special_tokens"],
+        Bool,
+        "add the tokens a text begins with; default false, true for `prompt`",
+    ),
     field(
         &["parse_special"],
         Bool,
@@ -335,4 +341,21 @@ pub(crate) const OLLAMA_GENERATE: &[Field] = &[
     FORMAT,
     THINK,
     STREAM,
+];
+
+/// `/api/show`
+pub(crate) const OLLAMA_SHOW: &[Field] = &[field(
+    &["model", "name"],
+    Text,
+    "ignored: the server has one model",
+)];
+
+/// `/api/embed`
+pub(crate) const OLLAMA_EMBED: &[Field] = &[
+    required(&["input"], Either(&[Text, List(&Text)]), ""),
+    field(
+        &["truncate"],
+        Bool,
+        "cut what is longer than the context, in place of refusing it; default true",
+    ),
 ];

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::backend::Script;
 use crate::client::Reply;
-use crate::server::Server;
+use crate::server::{SLOT_CONTEXT, Server};
 
 const CALL: &str =
     "Let me see. <tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>";
@@ -335,6 +335,27 @@ fn late_errors_have_their_dialects_form() {
 }
 
 #[test]
+fn ollamas_embeddings() {
+    let server = Server::start();
+    let embed = |body: Value| server.post("/api/embed", body);
+    let one = embed(json!({ "model": "m", "input": "x" })).json();
+    let vector = one["embeddings"][0].as_array().expect("numbers");
+    let length: f64 = vector.iter().filter_map(Value::as_f64).map(|x| x * x).sum();
+    assert!((length - 1.0).abs() < 1e-6, "{one}");
+    let two = embed(json!({ "input": ["x", "y"] })).json();
+    assert_eq!(two["embeddings"].as_array().unwrap().len(), 2);
+    assert_eq!(two["embeddings"][0], one["embeddings"][0]);
+
+    let long = "x ".repeat(3 * SLOT_CONTEXT);
+    let cut = embed(json!({ "input": long })).json();
+    assert_eq!(cut["prompt_eval_count"], SLOT_CONTEXT);
+    let refused = embed(json!({ "input": long, "truncate": false }));
+    assert_eq!(refused.status, 400);
+    assert!(refused.json()["error"].is_string());
+    assert_eq!(embed(json!({ "input": [] })).status, 400);
+}
+
+#[test]
 fn ollamas_routes() {
     let server = chatml();
     server.says(CALL);
@@ -342,6 +363,14 @@ fn ollamas_routes() {
     let tags = server.get("/api/tags").json();
     assert_eq!(tags["models"][0]["name"], "tiny.gguf");
     assert_eq!(tags["models"][0]["modified_at"], "2023-11-14T22:13:20Z");
+
+    let running = server.get("/api/ps").json();
+    assert_eq!(running["models"][0]["context_length"], SLOT_CONTEXT);
+    let shown = server.post("/api/show", json!({ "model": "m" })).json();
+    assert_eq!(
+        shown["model_info"]["bitnet-b1.58.block_count"], 2,
+        "{shown}"
+    );
 
     let tool = json!({ "type": "function", "function": { "name": "f", "parameters": {} } });
     let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "Hi" }], "tools": [tool],

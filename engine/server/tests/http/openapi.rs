@@ -147,6 +147,11 @@ fn replies_are_as_described() {
             json!({ "messages": messages, "stream": false, "tools": tools }),
         ),
         ("/api/generate", json!({ "prompt": "x", "stream": false })),
+        ("/api/show", json!({ "model": "tiny" })),
+        (
+            "/api/embed",
+            json!({ "model": "tiny", "input": ["x", "y"] }),
+        ),
         ("/props", json!({})),
         ("/lora-adapters", json!([])),
         ("/slots/{id}", json!({ "filename": "a" })),

@@ -544,8 +544,16 @@ fn tokens_and_back() {
     );
     assert_eq!(
         server.post("/detokenize", json!({})).text(),
-        r#"{"content":""}"#
+        r#"{"content":"","prompt":""}"#
     );
+    // vLLM's words, as lm-eval's remote tokenizer says them.
+    let plain = json!({ "prompt": text, "add_special_tokens": false });
+    assert_eq!(server.post("/tokenize", plain).json()["tokens"], tokens);
+    let info = server.get("/tokenizer_info").json();
+    let eos = info["eos_token"].as_str().expect("a text");
+    let special = server.post("/tokenize", json!({ "content": eos })).json();
+    assert_eq!(special["tokens"].as_array().unwrap().len(), 1, "{eos}");
+    assert!(info["chat_template"].is_string());
     let pieces = server
         .post("/tokenize", json!({ "content": "日", "with_pieces": true }))
         .json();
