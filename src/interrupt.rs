@@ -2,19 +2,19 @@
 //! they end.
 //!
 //! The signals are blocked in every thread and taken by one thread that waits for them. SIGXFSZ is blocked with them: a limit
-//! on the size of files then is an error of the write. Child processes inherit the mask: they call [`unblock`] first.
+//! on the size of files then is an error of the write. Child processes inherit the mask: they call [`unblock`] first. A command
+//! that goes on to do something else calls [`Interrupt::give_back`].
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, raise};
 
 /// Longest nap between two looks at the counter.
 const NAP: Duration = Duration::from_millis(20);
 
-/// Gives the signals back to the calling thread and those it starts from now on: for a command that goes on to do something
-/// else, and for a child process.
+/// Gives the signals back to the calling thread and those it starts from now on: for a child process.
 pub(crate) fn unblock() {
     let _ = blocked().thread_unblock();
 }
@@ -39,6 +39,7 @@ pub(crate) struct Interrupt {
     times: AtomicUsize,
     held: AtomicBool,
     patient: AtomicBool,
+    over: AtomicBool,
 }
 
 impl Interrupt {
@@ -54,6 +55,11 @@ impl Interrupt {
         blocked().thread_block()?;
         let wait = move || {
             while let Ok(signal) = signals.wait() {
+                if INTERRUPT.over.load(Ordering::Relaxed) {
+                    // It was meant for whoever has the signals now.
+                    let _ = signals.thread_unblock().and_then(|()| raise(signal));
+                    return;
+                }
                 let before = INTERRUPT.times.fetch_add(1, Ordering::Relaxed);
                 let is_repeated = before > 0 && !INTERRUPT.patient.load(Ordering::Relaxed);
                 if is_repeated || !INTERRUPT.held.load(Ordering::Relaxed) {
@@ -71,7 +77,14 @@ impl Interrupt {
             times: AtomicUsize::new(0),
             held: AtomicBool::new(true),
             patient: AtomicBool::new(false),
+            over: AtomicBool::new(false),
         }
+    }
+
+    /// Gives the signals back, as if nobody had ever watched: to the calling thread and those it starts from now on.
+    pub(crate) fn give_back(&self) {
+        self.over.store(true, Ordering::Relaxed);
+        unblock();
     }
 
     /// Whether more signals wait, too: for a command that would leave half a file behind if it ended at once.

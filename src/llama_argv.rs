@@ -211,6 +211,7 @@ fn apply(
             let flag = name.to_owned();
             return Err(ArgvError::Refused { flag, why });
         }
+        Action::Offline => flags.offline = true,
         Action::Accept | Action::Help | Action::Version => {}
     }
     Ok(())
@@ -276,6 +277,7 @@ pub(crate) fn help() -> String {
             Action::CpuMask => "CPUs to pin threads to, as a hexadecimal mask".to_owned(),
             Action::Help => "Print this list".to_owned(),
             Action::Version => "Print the version".to_owned(),
+            Action::Offline => "Nothing is downloaded for -hf".to_owned(),
             Action::Accept => "Accepted; nothing to do here".to_owned(),
             Action::Warn(why) | Action::ZeroOrWarn(why) => format!("No effect: {why}"),
             Action::Refuse(why) => format!("Refused: {why}"),

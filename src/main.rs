@@ -43,7 +43,7 @@ use clap::{CommandFactory, Parser};
 
 use cli::{Cli, ServeArgs, Task};
 use models::error::PullError;
-use settings::{Dialect, Flags, Settings, SettingsError, Sources};
+use settings::{Dialect, Flags, Settings, SettingsError, Source, Sources};
 
 /// Version of the program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -231,7 +231,29 @@ fn llama_server(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Exit
             return Ok(ExitCode::SUCCESS);
         }
     };
-    let sources = Sources::new(flags, settings::environment(), Dialect::LlamaServer);
-    let settings = sources.read()?;
+    let mut env = settings::environment();
+    if flags.offline {
+        env.insert("HF_HUB_OFFLINE".to_owned(), "1".to_owned());
+    }
+    let sources = Sources::new(flags, env, Dialect::LlamaServer);
+    let settings = match sources.read() {
+        Err(SettingsError::NotPulled { name, source_ }) if fetched(&name, &source_, &sources)? => {
+            sources.read()?
+        }
+        settings => settings?,
+    };
     start(settings, sources)
+}
+
+/// Fetches a model that isn't here: at once where llama-server does, else if somebody at a terminal says so.
+fn fetched(name: &str, source: &Source, sources: &Sources) -> anyhow::Result<bool> {
+    let is_repository = match source {
+        Source::Flag(flag) => flag != "-m" && flag != "--model",
+        Source::Environment(name) => name == "LLAMA_ARG_HF_REPO",
+        _ => false,
+    };
+    match is_repository {
+        true => models::locate::fetch(name, &sources.env),
+        false => models::locate::offer(name, &sources.env),
+    }
 }

@@ -539,6 +539,8 @@ pub(crate) struct Flags {
     pub values: Vec<(&'static str, String, String)>,
     /// One line each about flags without effect.
     pub warnings: Vec<String>,
+    /// Nothing may be downloaded.
+    pub offline: bool,
 }
 
 /// Without the values: some are secrets.

@@ -24,6 +24,8 @@ pub(super) enum Action {
     SetTo(&'static str, &'static str),
     /// A mask of CPUs.
     CpuMask,
+    /// Nothing is downloaded.
+    Offline,
     /// Nothing to do, nothing lost.
     Accept,
     /// No effect, and the user should know.
@@ -61,7 +63,7 @@ const fn flag(
     }
 }
 
-use Action::{Accept, CpuMask, Help, Refuse, Set, SetTo, Version, Warn, ZeroOrWarn};
+use Action::{Accept, CpuMask, Help, Offline, Refuse, Set, SetTo, Version, Warn, ZeroOrWarn};
 use Arity::{Bare, One, OneOf, Two};
 
 /// Every flag, in the order of the help.
@@ -204,8 +206,8 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["--no-log-colors", "--log-prefix", "--no-log-prefix", "--log-timestamps", "--no-log-timestamps"], Bare, Accept, &["LLAMA_ARG_LOG_PREFIX", "LLAMA_ARG_LOG_TIMESTAMPS", "LLAMA_ARG_NO_LOG_PREFIX", "LLAMA_ARG_NO_LOG_TIMESTAMPS", "LLAMA_ARG_SHOW_TIMINGS"]),
     flag(&["-hf", "-hfr", "--hf-repo"], One, Set("model"), &[]),
     flag(&["-hff", "--hf-file", "-mu", "--model-url", "-dr", "--docker-repo"], One, Refuse("name a file, or ORG/REPO:FILE after `bitnet-launch pull`, with `-m`"), &["LLAMA_ARG_HF_FILE", "LLAMA_ARG_MODEL_URL", "LLAMA_ARG_DOCKER_REPO"]),
-    flag(&["-hft", "--hf-token"], One, Accept, &[]),
-    flag(&["--offline"], Bare, Accept, &["LLAMA_ARG_OFFLINE"]),
+    flag(&["-hft", "--hf-token"], One, Warn("set HF_TOKEN in the environment: what stands on a command line, everybody on this machine can read"), &[]),
+    flag(&["--offline"], Bare, Offline, &["LLAMA_ARG_OFFLINE"]),
     flag(&["-ngl", "--gpu-layers", "--n-gpu-layers"], One, ZeroOrWarn("the model runs on the CPU"), &["LLAMA_ARG_N_GPU_LAYERS"]),
     flag(&["-sm", "--split-mode", "-ts", "--tensor-split", "-mg", "--main-gpu", "-dev", "--device", "-ot", "--override-tensor", "-ncmoe", "--n-cpu-moe", "-ncffn", "--n-cpu-ffn", "--rpc"], One, ZeroOrWarn("the model runs on the CPU"), &["LLAMA_ARG_SPLIT_MODE", "LLAMA_ARG_TENSOR_SPLIT", "LLAMA_ARG_MAIN_GPU", "LLAMA_ARG_DEVICE", "LLAMA_ARG_OVERRIDE_TENSOR", "LLAMA_ARG_N_CPU_MOE", "LLAMA_ARG_RPC"]),
     flag(&["-fit", "--fit"], OneOf(&["on", "off"]), Warn("the model runs on the CPU"), &["LLAMA_ARG_FIT"]),

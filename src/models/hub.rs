@@ -101,9 +101,13 @@ struct Lfs {
 
 /// Whether the environment forbids the network.
 pub(crate) fn is_offline(env: &Environment) -> bool {
-    ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
-        .iter()
-        .any(|name| is_true(env, name))
+    [
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "LLAMA_ARG_OFFLINE",
+    ]
+    .iter()
+    .any(|name| is_true(env, name))
 }
 
 fn is_true(env: &Environment, name: &str) -> bool {

@@ -7,7 +7,7 @@ use super::cache::Cache;
 use super::pull::{self, Wish};
 use super::reference::Reference;
 use super::size;
-use crate::interrupt::{self, Interrupt};
+use crate::interrupt::Interrupt;
 use crate::settings::Environment;
 
 /// What is known about a name.
@@ -88,11 +88,26 @@ pub(crate) fn offer(name: &str, env: &Environment) -> anyhow::Result<bool> {
     ) {
         return Ok(false);
     }
+    download(reference, env)
+}
+
+/// Fetches the model without a question, as llama-server does for `-hf`; whether it did: a name may be none.
+///
+/// # Errors
+/// When it can't be fetched.
+pub(crate) fn fetch(name: &str, env: &Environment) -> anyhow::Result<bool> {
+    match Reference::read(name) {
+        Some(reference) => download(reference, env),
+        None => Ok(false),
+    }
+}
+
+/// Whether the model can be served then. The signals are the caller's again.
+fn download(reference: Reference, env: &Environment) -> anyhow::Result<bool> {
     let interrupt = Interrupt::watch()?;
     let pulled = pull::fetch(Wish::new(reference), env, interrupt);
-    interrupt::unblock();
-    let pulled = pulled?;
-    Ok(!pulled.to_convert)
+    interrupt.give_back();
+    Ok(!pulled?.to_convert)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ fn flags(values: &[(&'static str, &str)]) -> Flags {
         .map(|(name, value)| (*name, (*value).to_owned(), format!("--{name}")));
     Flags {
         values: values.collect(),
-        warnings: Vec::new(),
+        ..Flags::default()
     }
 }
 

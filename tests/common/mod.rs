@@ -80,11 +80,16 @@ impl Server {
             .spawn()
             .unwrap();
         born(Pid::from_raw(child.id() as i32));
-        let log = follow(child.stderr.take().unwrap());
+        let log = child.stderr.take().unwrap();
+        Server::of(child, log, dir)
+    }
+
+    /// A process that becomes a server, and what it writes its log to.
+    pub fn of(child: Child, log: impl Read + Send + 'static, dir: TempDir) -> Server {
         let mut server = Server {
             child,
             port: 0,
-            log,
+            log: follow(log),
             dir,
         };
         let port = server.wait_for_log(|line| {
