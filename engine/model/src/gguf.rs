@@ -430,8 +430,8 @@ impl Array {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum GgufError {
-    #[error("cannot open `{}`: {source}", path.display())]
-    Open { path: PathBuf, source: io::Error },
+    #[error("cannot open `{}`: {cause}", path.display())]
+    Open { path: PathBuf, cause: io::Error },
     #[error("`{}` is a directory, expected a GGUF file", path.display())]
     Directory { path: PathBuf },
     #[error("the file is empty, expected a GGUF file")]
@@ -535,9 +535,9 @@ impl Gguf {
     /// # Errors
     /// When the file can't be mapped or isn't a sound GGUF.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
-        let failed = |source| GgufError::Open {
+        let failed = |cause| GgufError::Open {
             path: path.to_owned(),
-            source,
+            cause,
         };
         let metadata = std::fs::metadata(path).map_err(failed)?;
         if metadata.is_dir() {

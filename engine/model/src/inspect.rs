@@ -243,9 +243,9 @@ pub fn inspect(path: &Path, verify: bool, tiles: &[Tiles]) -> Result<Inspection,
     let ternary = look.ternary(&tensors);
     let verified = match verify {
         false => None,
-        true => Some(look.verified(path).map_err(|source| GgufError::Open {
+        true => Some(look.verified(path).map_err(|cause| GgufError::Open {
             path: path.to_owned(),
-            source,
+            cause,
         })?),
     };
     let problems = problems(&gguf, facts.as_ref().ok(), verified.as_ref());

@@ -20,6 +20,20 @@ use bitnet_kernels::SharedBytes;
 /// Ranges of mapped files are released in multiples of this: the largest page that Linux has as its base page.
 const PAGE_BYTES: usize = 64 << 10;
 
+/// Opening a pipe would wait until somebody writes into it.
+///
+/// # Errors
+/// When `path` is anything but a regular file.
+pub(crate) fn require_file(path: &Path) -> io::Result<()> {
+    match std::fs::metadata(path)? {
+        found if found.is_file() => Ok(()),
+        found if found.is_dir() => Err(io::Error::other("it is a directory, expected a file")),
+        _ => Err(io::Error::other(
+            "it is a pipe or a device, expected a file",
+        )),
+    }
+}
+
 /// A file mapped read-only. Cloning maps nothing anew.
 #[derive(Clone, Debug)]
 pub struct FileMap(Arc<memmap2::Mmap>);
@@ -30,8 +44,9 @@ impl FileMap {
     /// A file that another program truncates while it is mapped ends this process with SIGBUS; the supervisor reports it.
     ///
     /// # Errors
-    /// Those of opening and mapping; an empty file can't be mapped.
+    /// Those of opening and mapping; an empty file can't be mapped, nor a directory, a pipe or a device.
     pub fn open(path: &Path) -> io::Result<Self> {
+        require_file(path)?;
         let file = File::open(path)?;
         // SAFETY: the mapping is read-only. Bytes that change underneath are plain numbers to us: every length and offset
         // is checked on values already copied out, so no memory rule depends on the file staying as it is.

@@ -84,7 +84,7 @@ impl Checkpoint {
 
     fn add(&mut self, path: &Path) -> Result<(), ConvertError> {
         let failed = ConvertError::read(path);
-        let opened = File::open(path).and_then(|file| Ok((file, FileMap::open(path)?.bytes())));
+        let opened = FileMap::open(path).and_then(|map| Ok((File::open(path)?, map.bytes())));
         let (file, bytes) = opened.map_err(failed)?;
         let damaged = |reason: String| ConvertError::Damaged {
             path: path.to_owned(),

@@ -89,7 +89,7 @@ impl ModelConfig {
                 .number("rms_norm_eps")?
                 .filter(|eps| (0.0..1.0).contains(eps))
                 .ok_or_else(|| config.wrong("rms_norm_eps", "a number from 0 to 1"))?,
-            tied: config.flag("tie_word_embeddings"),
+            tied: config.truth("tie_word_embeddings")?,
             divides_by_scale: config.text("quantization_config.linear_class")
                 != Some("autobitlinear"),
             masters: match trained_ternary {

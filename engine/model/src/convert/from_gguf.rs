@@ -8,7 +8,7 @@ use super::lookup::{TILES_KEY, Tiles};
 use super::vocabulary::BITNET_TEMPLATE;
 use super::{
     Options, Origin, Plan, Planned, SCALE_NAMES_KEY, SCALE_VALUES_KEY, Source, file_type,
-    packing_for, tiles_of,
+    note_on_readers, packing_for, tiles_of,
 };
 use crate::facts::TERNARY_TYPES;
 use crate::gguf::{Gguf, TensorInfo, TensorType, Value};
@@ -43,6 +43,8 @@ pub(super) fn plan(path: &Path, options: &Options) -> Result<Plan, ConvertError>
         notes.extend(note);
         ty
     });
+    let architecture = gguf.value("general.architecture").and_then(Value::as_str);
+    notes.extend(architecture.and_then(|name| note_on_readers(name, outtype)));
     let keys = keys(path, &gguf, options, outtype, &mut notes)?;
     let known = [options.tiles.clone(), tiles_of(&gguf)].concat();
     let tensors = gguf.tensors().iter();

@@ -11,7 +11,7 @@ use super::error::ConvertError;
 use super::lookup::Tiles;
 use super::master::Masters;
 use super::vocabulary::{BITNET_TEMPLATE, Vocabulary, Wishes};
-use super::{Options, Origin, Plan, Planned, Source, file_type, packing_for};
+use super::{Options, Origin, Plan, Planned, Source, file_type, note_on_readers, packing_for};
 use crate::facts::{self, Architecture, Norm, OUTPUT, OUTPUT_NORM, TOKEN_EMBD};
 use crate::gguf::TensorType;
 use crate::synth::header::Header;
@@ -81,6 +81,7 @@ pub(super) fn plan(directory: &Path, options: &Options) -> Result<Plan, ConvertE
         config.masters = Masters::Absmean;
     }
     let outtype = outtype(&config, options, &mut notes);
+    notes.extend(note_on_readers(config.architecture.name(), outtype));
     let mut builder = Builder {
         config: &config,
         checkpoint: &checkpoint,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::error::ConvertError;
+use crate::os::require_file;
 
 /// Largest JSON file read, in bytes; a tokenizer.json of 260,000 tokens has 35 MB.
 const MOST_BYTES: u64 = 256 << 20;
@@ -32,6 +33,7 @@ pub(crate) fn list(path: &Path) -> Result<Vec<Value>, ConvertError> {
 
 fn read(path: &Path) -> Result<Value, ConvertError> {
     let failed = || ConvertError::read(path);
+    require_file(path).map_err(failed())?;
     let bytes = std::fs::metadata(path).map_err(failed())?.len();
     if bytes > MOST_BYTES {
         let reason = format!("{bytes} bytes, expected at most {MOST_BYTES}");
@@ -117,9 +119,21 @@ impl Json {
         self.value(key).and_then(Value::as_str)
     }
 
-    /// A truth value; `None` without the key.
+    /// A truth value; `None` without the key, or for anything else.
     pub(crate) fn flag(&self, key: &str) -> Option<bool> {
         self.value(key).and_then(Value::as_bool)
+    }
+
+    /// A truth value; `None` without the key.
+    ///
+    /// # Errors
+    /// When something else is there.
+    pub(crate) fn truth(&self, key: &str) -> Result<Option<bool>, ConvertError> {
+        let truth = |value: &Value| {
+            let wrong = || self.wrong(key, "`true` or `false`");
+            value.as_bool().ok_or_else(wrong)
+        };
+        self.value(key).map(truth).transpose()
     }
 
     /// A whole number from 1 to 2^24; `None` without the key.

@@ -208,6 +208,18 @@ fn packing_for(shapes: &[(usize, usize)], known: &[Tiles]) -> (TensorType, Optio
     (lookup.unwrap_or(TensorType::I2S), lookup.map(note))
 }
 
+/// What a reader of TQ1_0 and TQ2_0 files other than this program makes of the architecture: llama.cpp has these packings, but of
+/// the BitNet graphs only `bitnet`, whose feed-forward part is SiLU and not the squared ReLU of BitNet b1.58 2B-4T.
+fn note_on_readers(architecture: &str, ty: TensorType) -> Option<String> {
+    let is_llama_cpps = matches!(ty, TensorType::TQ1_0 | TensorType::TQ2_0);
+    let is_unknown = matches!(architecture, "bitnet-b1.58" | "bitnet-25");
+    (is_llama_cpps && is_unknown).then(|| {
+        format!(
+            "llama.cpp has no architecture `{architecture}` and refuses this file (its `bitnet` has SiLU in place of squared ReLU, so no other name would do); this program reads it"
+        )
+    })
+}
+
 /// `general.file_type` of a packing, as llama.cpp and bitnet.cpp number them.
 fn file_type(ty: TensorType) -> u32 {
     match ty {

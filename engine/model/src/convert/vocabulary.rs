@@ -10,6 +10,7 @@ use super::error::ConvertError;
 use super::json::{Json, short};
 use super::sentencepiece;
 use crate::gguf::grouped;
+use crate::os::require_file;
 use crate::synth::header::Header;
 use crate::tokenizer::pre::Rules;
 
@@ -97,8 +98,9 @@ impl Vocabulary {
         let json = files.tokenizer.as_ref();
         let byte_level = json.is_some_and(|json| kind_of_json(json) == JsonKind::ByteLevel);
         let piece_file = directory.join("tokenizer.model");
+        let read = || require_file(&piece_file).and_then(|()| std::fs::read(&piece_file));
         let pieces = match piece_file.exists() && !byte_level {
-            true => std::fs::read(&piece_file).map_err(ConvertError::read(&piece_file))?,
+            true => read().map_err(ConvertError::read(&piece_file))?,
             false => Vec::new(),
         };
         let mut table = Tokens::new(n_vocab);
@@ -267,11 +269,21 @@ fn byte_pairs(
     wishes: &Wishes<'_>,
 ) -> Result<(Kind, Specials), ConvertError> {
     vocabulary(json, table, |_| NORMAL)?;
-    let merges = merges(json)?;
-    let merges = merges
-        .into_iter()
-        .map(|(a, b)| format!("{a} {b}"))
-        .collect();
+    let joined = |(index, (a, b)): (usize, (String, String))| {
+        let made = format!("{a}{b}");
+        match [&a, &b, &made]
+            .into_iter()
+            .find(|text| table.id(text).is_none())
+        {
+            None => Ok(format!("{a} {b}")),
+            Some(unknown) => {
+                let reason = format!("merge {index} names `{unknown}`, which is no token");
+                Err(ConvertError::file(json.path(), reason))
+            }
+        }
+    };
+    let merges = merges(json)?.into_iter().enumerate().map(joined);
+    let merges = merges.collect::<Result<_, _>>()?;
     let pre = match wishes.pre_tokenizer {
         Some(name) => {
             Rules::by_name(name).ok_or_else(|| {
@@ -518,8 +530,12 @@ impl Files {
             }
         }
         if let Some(json) = &self.tokenizer {
-            let tokens = json.value("added_tokens").and_then(Value::as_array);
-            for token in tokens.into_iter().flatten() {
+            let tokens = match json.value("added_tokens") {
+                None => &[][..],
+                Some(Value::Array(tokens)) => tokens,
+                Some(_) => return Err(json.wrong("added_tokens", "a list of tokens")),
+            };
+            for token in tokens {
                 listed(json, token, token.get("id").and_then(Value::as_u64), table)?;
             }
         }

@@ -124,7 +124,10 @@ fn assert_refused(copy: &TempDir, parts: &[&str]) {
     std::fs::write(out.path().join("model.gguf"), "old").unwrap();
     let target = out.path().join("model.gguf");
     let error = convert(copy.path(), &target, &Options::default());
-    let text = error.expect_err("a refusal").to_string();
+    let error = error.expect_err("a refusal");
+    let chain = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+    let text: Vec<String> = chain.map(ToString::to_string).collect();
+    let text = text.join(": ");
     for part in parts {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }

@@ -30,6 +30,27 @@ fn packings_there_and_back_are_equal_bit_for_bit() {
     }
 }
 
+/// Upstream llama.cpp knows the packing and not the graph: whoever makes such a file is told.
+#[test]
+fn a_file_that_llama_cpp_refuses_says_so() {
+    let notes = |source: &Path, outtype| Plan::of(source, &to(outtype)).unwrap().notes;
+    let says = |notes: &[String]| {
+        notes
+            .iter()
+            .any(|n| n.contains("no architecture `bitnet-b1.58`"))
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let source = tiny(directory.path(), "tiny");
+    for outtype in [TensorType::TQ2_0, TensorType::TQ1_0] {
+        assert!(says(&notes(&source, outtype)), "{outtype}");
+    }
+    for outtype in [TensorType::I2S, TensorType::TL2] {
+        assert!(!says(&notes(&source, outtype)), "{outtype}");
+    }
+    let llama = tiny(directory.path(), "tiny-llama");
+    assert!(!says(&notes(&llama, TensorType::TQ2_0)));
+}
+
 #[test]
 fn packed_checkpoints_keep_their_weights_in_every_packing() {
     let directory = tempfile::tempdir().unwrap();

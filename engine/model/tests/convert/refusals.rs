@@ -185,6 +185,17 @@ fn damaged_files_are_refused() {
         std::fs::remove_file(copy.path().join(name)).unwrap();
         assert_refused(&copy, &[]);
     }
+    // A pipe that nobody writes into would be waited for without end.
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let copy = copy_of("packed");
+        let path = copy.path().join(name);
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_refused(&copy, &[name, "a pipe or a device"]);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert_refused(&copy, &[name, "a directory"]);
+    }
     let out = tempfile::tempdir().unwrap();
     let gone = convert(
         Path::new("/nowhere"),
@@ -202,6 +213,104 @@ fn damaged_files_are_refused() {
             .to_string()
             .ends_with("is no regular file")
     );
+}
+
+/// The header is JSON after its length; whatever it says must be inside the file and fit together.
+#[test]
+fn lies_in_a_header_are_refused() {
+    type Edit = fn(&mut Value);
+    const K: &str = "model.layers.0.self_attn.k_proj.weight";
+    let table: &[(Edit, &str)] = &[
+        (
+            |h| h[K]["data_offsets"] = h[Q]["data_offsets"].clone(),
+            "invalid offset",
+        ),
+        (
+            |h| h[K]["data_offsets"] = json!([1u64 << 40, (1u64 << 40) + 8]),
+            "invalid offset",
+        ),
+        (|h| h[K]["shape"] = json!([-1, 128]), "integer `-1`"),
+        (
+            |h| h[K]["shape"] = json!([1u64 << 40, 1u64 << 40]),
+            "overflow",
+        ),
+        (|h| h[K]["dtype"] = json!("F7"), "unknown variant `F7`"),
+        (
+            |h| _ = h.as_object_mut().unwrap().remove("model.norm.weight"),
+            "invalid offset",
+        ),
+    ];
+    for (edit, says) in table {
+        let copy = copy_of("packed");
+        let path = copy.path().join("model.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut header: Value = serde_json::from_slice(&bytes[8..8 + n]).unwrap();
+        edit(&mut header);
+        let header = header.to_string();
+        let length = (header.len() as u64).to_le_bytes();
+        std::fs::write(
+            &path,
+            [&length, header.as_bytes(), &bytes[8 + n..]].concat(),
+        )
+        .unwrap();
+        assert_refused(&copy, &["model.safetensors", says]);
+    }
+    for length in [1u64 << 31, 1 << 63] {
+        let copy = copy_of("packed");
+        let path = copy.path().join("model.safetensors");
+        std::fs::write(&path, [&length.to_le_bytes()[..], b"{}"].concat()).unwrap();
+        assert_refused(&copy, &["model.safetensors", "its header is said to have"]);
+    }
+}
+
+#[test]
+fn what_configuration_and_tokenizer_cannot_mean_is_refused() {
+    for (key, value) in [
+        ("hidden_size", json!(0)),
+        ("hidden_size", json!(-4)),
+        ("num_hidden_layers", json!(1e9)),
+        ("vocab_size", json!(1u64 << 33)),
+        ("num_attention_heads", json!(3)),
+        ("num_key_value_heads", json!(3)),
+        ("rms_norm_eps", json!(-1)),
+        ("max_position_embeddings", Value::Null),
+        ("head_dim", json!(33)),
+        ("tie_word_embeddings", json!("yes")),
+        ("hidden_act", json!("gelu")),
+    ] {
+        let copy = copy_of("packed");
+        edit_json(copy.path(), "config.json", |config| config[key] = value);
+        assert_refused(&copy, &["config.json"]);
+    }
+    type Edit = fn(&mut Value);
+    let table: &[(Edit, &str)] = &[
+        (|t| t["model"]["vocab"]["zz"] = json!(-1), "model.vocab"),
+        (|t| t["model"]["vocab"]["zz"] = json!(1), "the same id 1"),
+        (
+            |t| t["model"]["vocab"]["zz"] = json!(1u64 << 40),
+            "the embedding has 288 rows",
+        ),
+        (|t| t["model"]["merges"] = json!(["a"]), "merge 0"),
+        (
+            |t| t["model"]["merges"] = json!(["a qq"]),
+            "merge 0 names `qq`",
+        ),
+        (|t| t["added_tokens"] = json!({"id": 1}), "added_tokens"),
+        (
+            |t| t["added_tokens"] = json!([{"id": "x"}]),
+            "no id or content",
+        ),
+        (
+            |t| t["model"]["type"] = json!("Unigram"),
+            "neither byte-level BPE",
+        ),
+    ];
+    for (edit, says) in table {
+        let copy = copy_of("packed");
+        edit_json(copy.path(), "tokenizer.json", edit);
+        assert_refused(&copy, &["tokenizer.json", says]);
+    }
 }
 
 #[test]
