@@ -106,6 +106,9 @@ pub(crate) enum Task {
     /// The server behind `chat`; ends with it
     #[command(hide = true)]
     ChatServer(ServeArgs),
+    /// One of the servers behind `serve --per-node`; ends with the first process
+    #[command(hide = true)]
+    NodeServer(NodeArgs),
     /// The process that runs the model; started by the server
     #[command(hide = true)]
     Engine(EngineArgs),
@@ -133,6 +136,20 @@ pub(crate) struct EngineArgs {
     /// Folder of saved slots
     #[arg(long)]
     pub slot_folder: Option<PathBuf>,
+}
+
+/// What one server of several is told beside its settings.
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// Process that it ends with
+    #[arg(long)]
+    pub node_parent: u32,
+    /// CPUs to bind it to
+    #[arg(long)]
+    pub node_cpus: String,
+    /// As of `serve`.
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// Flags of `serve`.

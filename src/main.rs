@@ -19,6 +19,7 @@ mod llama_argv;
 mod logging;
 mod man;
 mod models;
+mod nodes;
 mod perplexity;
 mod plan;
 mod reload;
@@ -133,6 +134,7 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
             chat::server::end_with_parent()?;
             serve(args)
         }
+        Some(Task::NodeServer(args)) => nodes::serve_node(args, node_server),
         Some(Task::Bench(args)) => bench::run(&args),
         Some(Task::Tune(args)) => tune::run(&args),
         Some(Task::Health(args)) => health::run(&args, &settings::environment()),
@@ -182,9 +184,18 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
 fn start(settings: Settings, sources: Sources) -> anyhow::Result<ExitCode> {
     logging::init(&settings)?;
     match settings.external.exec.value {
+        _ if settings.per_node.value => nodes::run(settings, sources),
         true => external::exec(&settings, &settings::environment()),
         false => serve::run(settings, sources),
     }
+}
+
+/// One of several servers; what starts them is settled.
+fn node_server(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let sources = Sources::new(args.flags, settings::environment(), Dialect::Launch);
+    let settings = sources.read()?;
+    logging::init(&settings)?;
+    serve::run(settings, sources)
 }
 
 /// Prints what would happen.
@@ -196,6 +207,12 @@ fn check(settings: &Settings) -> anyhow::Result<ExitCode> {
         }
         for warning in settings.warnings.iter().chain(prepared.warnings()) {
             writeln!(out, "warning: {warning}")?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if settings.per_node.value {
+        for line in nodes::lines(settings)? {
+            writeln!(out, "{line}")?;
         }
         return Ok(ExitCode::SUCCESS);
     }

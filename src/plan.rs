@@ -175,7 +175,7 @@ pub(crate) fn plan(
         head: head.value,
         batch: prefill_batch.value,
         threads: 1,
-        budget: budget(host),
+        budget: budget(host).map(|budget| budget.at_most(settings.memory_bytes.value)),
     };
     let cpus = Cpus::new(host, settings, wanted_bytes(&sizes, settings), pin.value)?;
     let decode_cpus = cpus.decode(&settings.threads, &mut warnings);

@@ -375,7 +375,7 @@ fn socket_failure(ended: Result<io::Result<()>, tokio::task::JoinError>) -> Fail
 }
 
 /// What a signal says.
-enum Told {
+pub(crate) enum Told {
     /// SIGTERM and SIGINT, by number.
     End(u8),
     /// SIGHUP.
@@ -383,7 +383,7 @@ enum Told {
 }
 
 /// The signals that say something.
-struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     /// `None` where whoever started us wants it ignored, as `nohup` does.
@@ -392,7 +392,11 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> io::Result<Signals> {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub(crate) fn new() -> io::Result<Signals> {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let hangup = match ignores_hangup(&status) {
             true => None,
@@ -407,7 +411,7 @@ impl Signals {
     }
 
     /// The next one. SIGHUP for a terminal that is gone is the end.
-    async fn next(&mut self) -> Told {
+    pub(crate) async fn next(&mut self) -> Told {
         let hangup = async {
             match &mut self.hangup {
                 Some(hangup) => hangup.recv().await,

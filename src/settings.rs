@@ -306,6 +306,10 @@ pub(crate) struct Settings {
     pub external: External,
     /// Lock the weights.
     pub mlock: Setting<bool>,
+    /// A server for each NUMA node.
+    pub per_node: Setting<bool>,
+    /// Memory to plan with at most, in bytes; `None`: what there is.
+    pub memory_bytes: Setting<Option<u64>>,
     /// Measure before the first start with this model on this machine.
     pub tune: Setting<bool>,
     /// Plan anew when limits change.

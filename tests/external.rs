@@ -149,7 +149,10 @@ fn loading_then_serving_then_metrics() {
     );
     let metrics = server.get("/metrics").body;
     assert!(
-        metrics.contains("bitnet_ready 1") && metrics.contains("llamacpp:fake_total 7"),
+        metrics.contains("bitnet_ready 1")
+            && metrics.contains("bitnet_draining 0")
+            && metrics.contains("bitnet_queue_depth 0")
+            && metrics.contains("llamacpp:fake_total 7"),
         "{metrics}"
     );
     wait_for("the count", || {

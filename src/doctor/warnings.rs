@@ -161,19 +161,13 @@ fn mask_outside_cpuset(host: &Host) -> Option<Warning> {
 
 fn several_nodes(host: &Host) -> Option<Warning> {
     let allowed = host.allowed_cpus()?;
-    let ours = host
-        .topology
-        .nodes
-        .iter()
-        .filter(|node| !node.cpus.intersection(&allowed).is_empty());
-    let ours: Vec<usize> = ours.map(|node| node.id).collect();
-    (ours.len() > 1).then(|| {
+    let nodes = host.topology.nodes.iter();
+    let ours = nodes.filter(|node| !node.cpus.intersection(&allowed).is_empty());
+    let count = ours.count();
+    (count > 1).then(|| {
         Warning::new(
-            format!("{} NUMA nodes: memory of another node is slower", ours.len()),
-            format!(
-                "for more requests at a time start one server per node, such as `numactl -N {0} -m {0} bitnet-launch --port 808{0}`",
-                ours[1]
-            ),
+            format!("{count} NUMA nodes: memory of another node is slower"),
+            "for more requests at a time start one server per node: `bitnet-launch serve --per-node`",
         )
     })
 }

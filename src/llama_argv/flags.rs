@@ -90,7 +90,7 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["--cpu-strict", "--cpu-strict-batch"], One, Accept, &[]),
     flag(&["--prio", "--prio-batch"], One, ZeroOrWarn("the scheduling priority is left as it is"), &[]),
     flag(&["--poll", "--poll-batch"], One, Accept, &[]),
-    flag(&["--numa"], OneOf(&["distribute", "isolate", "numactl"]), Warn("start one server per NUMA node under numactl instead"), &["LLAMA_ARG_NUMA"]),
+    flag(&["--numa"], OneOf(&["distribute", "isolate", "numactl"]), Warn("`bitnet-launch serve --per-node` starts one server per NUMA node instead"), &["LLAMA_ARG_NUMA"]),
     flag(&["-c", "--ctx-size"], One, Set("ctx-size"), &[]),
     flag(&["-n", "--predict", "--n-predict"], One, Set("n-predict"), &[]),
     flag(&["-b", "--batch-size"], One, Set("batch-size"), &[]),

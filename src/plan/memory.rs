@@ -86,6 +86,20 @@ pub(crate) struct Budget {
     pub limit: Option<PathBuf>,
 }
 
+impl Budget {
+    /// No more than was asked for.
+    pub(super) fn at_most(self, asked_bytes: Option<u64>) -> Budget {
+        match asked_bytes {
+            Some(bytes) if bytes < self.bytes => Budget {
+                bytes,
+                limit: None,
+                ..self
+            },
+            _ => self,
+        }
+    }
+}
+
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -171,6 +171,8 @@ impl Asked {
             external: self.external()?,
             mlock: self.or("mlock", false, values::switch)?,
             tune: self.or("tune", false, values::switch)?,
+            per_node: self.or("per-node", false, values::switch)?,
+            memory_bytes: self.optional("memory", values::memory)?,
             replan: self.or("replan", false, values::switch)?,
             sandbox: self.or("sandbox", true, values::sandbox)?,
             context_shift: self.or("context-shift", false, values::switch)?,

@@ -206,6 +206,13 @@ pub(crate) const KEYS: &[Key] = &[
     .default("off: what `bitnet-launch tune` kept, else what the machine's facts suggest"),
     switch(
         MACHINE,
+        "per-node",
+        "One server for each NUMA node, on its CPUs and with its memory: the first on --port, the next one port higher, or all on one with --reuse-port",
+    )
+    .env(&["BITNET_PER_NODE"])
+    .default("off: one server, on the node that holds the model"),
+    switch(
+        MACHINE,
         "replan",
         "When CPU or memory limits change while serving, choose anew and put another engine in the place of the one that runs",
     )
@@ -260,6 +267,7 @@ pub(crate) const KEYS: &[Key] = &[
         .alias(&["cache-type-k", "cache-type-v"])
         .env(&["LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V"])
         .default("f16"),
+    value(MEMORY, "memory", "MB", "Plan slots and context with this many megabytes at most").default("what the machine and its limits leave"),
     switch(MEMORY, "mlock", "Lock the weights in memory")
         .env(&["LLAMA_ARG_MLOCK"])
         .default("off"),

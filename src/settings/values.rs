@@ -258,6 +258,11 @@ pub(super) fn megabytes(text: &str) -> Read<usize> {
     whole(text, 1, 4096, "a whole number from 1 to 4096").map(|n: usize| n << 20)
 }
 
+/// Megabytes, as bytes.
+pub(super) fn memory(text: &str) -> Read<u64> {
+    whole(text, 64, 1 << 30, "a number of megabytes from 64 on").map(|n: u64| n << 20)
+}
+
 pub(super) fn keep(text: &str) -> Read<i64> {
     whole(text, -1, 1 << 24, "a number of tokens, or -1 for all")
 }

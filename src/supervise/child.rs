@@ -110,7 +110,7 @@ impl Spawn for EngineProcesses {
 }
 
 /// The file we run from, even when it was replaced on disk meanwhile: a restarted engine must speak our protocol.
-fn own_binary() -> io::Result<PathBuf> {
+pub(crate) fn own_binary() -> io::Result<PathBuf> {
     let path = std::env::current_exe()?;
     Ok(if path.exists() {
         path
@@ -120,7 +120,7 @@ fn own_binary() -> io::Result<PathBuf> {
 }
 
 /// Returns when the process has ended; leaves the zombie to its owner.
-fn await_end(pid: Pid) {
+pub(crate) fn await_end(pid: Pid) {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
     while let Err(nix::errno::Errno::EINTR) = waitid(Id::Pid(pid), flags) {}
 }

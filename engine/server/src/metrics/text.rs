@@ -301,14 +301,18 @@ impl Scene {
                 "Time with at least one request in a slot.",
                 speed.total_work_s,
             ),
-            (
-                "gauge",
-                "bitnet_busy_tokens_per_second",
-                "Answer tokens per second of that time, lately; 0 before it was measured.",
-                speed.tokens_s().unwrap_or_default(),
-            ),
         ] {
             sample(out, kind, name, help, "", value);
+        }
+        if let Some(tokens_s) = speed.tokens_s() {
+            sample(
+                out,
+                "gauge",
+                "bitnet_busy_tokens_per_second",
+                "Answer tokens per second of that time, lately.",
+                "",
+                tokens_s,
+            );
         }
     }
 }

@@ -45,12 +45,33 @@ fn own_metrics(app: &App) -> Result<String, ApiError> {
     let seen = app.metrics.seen();
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let ready = matches!(&*proxy.route.borrow(), Route::To(_));
-    let rows: [(&str, &str, &str, u64); 8] = [
+    let counters = app.backend.counters();
+    // It has a queue of its own.
+    let queued = counters.processing.saturating_sub(counters.slots);
+    let rows: [(&str, &str, &str, u64); 11] = [
         (
             "bitnet_ready",
             "gauge",
             "1 when an engine takes requests now.",
             u64::from(ready && app.state() == BackendState::Ready),
+        ),
+        (
+            "bitnet_draining",
+            "gauge",
+            "1 when no new work is taken.",
+            u64::from(app.state() == BackendState::Draining),
+        ),
+        (
+            "bitnet_queue_depth",
+            "gauge",
+            "Requests that wait for a slot of the engine, or for the engine.",
+            (counters.deferred + queued) as u64,
+        ),
+        (
+            "bitnet_queue_bound",
+            "gauge",
+            "Requests that may wait before further ones are refused.",
+            counters.queue_bound as u64,
         ),
         (
             "bitnet_engine_restarts_total",
