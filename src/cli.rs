@@ -114,17 +114,7 @@ pub(crate) enum Task {
     Engine(EngineArgs),
     /// Becomes another engine, on its CPUs; started by the server
     #[command(hide = true)]
-    EngineExec {
-        /// Process that it ends with
-        #[arg(long)]
-        parent: u32,
-        /// CPUs to bind it to
-        #[arg(long)]
-        cpus: Option<String>,
-        /// Program and arguments
-        #[arg(last = true, required = true)]
-        argv: Vec<std::ffi::OsString>,
-    },
+    EngineExec(EngineExecArgs),
 }
 
 /// What the server tells an engine of its confinement; all else comes in frames.
@@ -150,6 +140,29 @@ pub(crate) struct NodeArgs {
     /// As of `serve`.
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+/// How the server wants another program to be started.
+#[derive(Debug, Default, Args)]
+pub(crate) struct EngineExecArgs {
+    /// Process that it ends with
+    #[arg(long)]
+    pub parent: u32,
+    /// CPUs to bind it to
+    #[arg(long)]
+    pub cpus: Option<String>,
+    /// Take rights from it
+    #[arg(long)]
+    pub confined: bool,
+    /// It listens on a Unix socket and needs no other kind
+    #[arg(long, requires = "confined")]
+    pub offline: bool,
+    /// Folders and files that it may write
+    #[arg(long, requires = "confined")]
+    pub writable: Vec<PathBuf>,
+    /// Program and arguments
+    #[arg(last = true, required = true)]
+    pub argv: Vec<std::ffi::OsString>,
 }
 
 /// Flags of `serve`.
@@ -267,29 +280,9 @@ pub(crate) struct ChatArgs {
     pub serve: Vec<String>,
 }
 
-/// Flags of `health`.
-#[derive(Debug, Args)]
-pub(crate) struct HealthArgs {
-    /// Where to ask, such as http://127.0.0.1:8081
-    #[arg(long, conflicts_with_all = ["host", "port"])]
-    pub url: Option<String>,
-    /// Host to ask; 0.0.0.0 and :: mean this machine [env: HOST] [default: 127.0.0.1]
-    #[arg(long)]
-    pub host: Option<String>,
-    /// Port to ask [env: PORT] [default: 8081]
-    #[arg(long)]
-    pub port: Option<u16>,
-    /// Seconds to wait for the answer
-    #[arg(long, default_value_t = 5.0)]
-    pub timeout: f64,
-    /// Say nothing, only exit
-    #[arg(long, short)]
-    pub quiet: bool,
-}
-
-/// Flags of `reload`.
-#[derive(Debug, Args)]
-pub(crate) struct ReloadArgs {
+/// A running server, by default the one that this environment's variables mean.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ServerArgs {
     /// Where the server is, such as http://127.0.0.1:8081
     #[arg(long, conflicts_with_all = ["host", "port"])]
     pub url: Option<String>,
@@ -299,6 +292,28 @@ pub(crate) struct ReloadArgs {
     /// Its port [env: PORT] [default: 8081]
     #[arg(long)]
     pub port: Option<u16>,
+    /// Say nothing, only exit
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Flags of `health`.
+#[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// Whom to ask.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Seconds to wait for the answer
+    #[arg(long, default_value_t = 5.0)]
+    pub timeout: f64,
+}
+
+/// Flags of `reload`.
+#[derive(Debug, Args)]
+pub(crate) struct ReloadArgs {
+    /// Who is to reload.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// One of its keys [env: LLAMA_API_KEY]
     #[arg(long)]
     pub api_key: Option<String>,
@@ -308,9 +323,6 @@ pub(crate) struct ReloadArgs {
     /// Seconds to wait for the outcome
     #[arg(long, default_value_t = 600.0)]
     pub timeout: f64,
-    /// Say nothing, only exit
-    #[arg(long, short)]
-    pub quiet: bool,
 }
 
 /// Flags of `perplexity`.

@@ -22,7 +22,7 @@ use crate::demo;
 use crate::sandbox::{self, Policy};
 
 /// Out of memory, the kernel should end the engine, which is replaced, rather than the server.
-const OOM_SCORE_ADJ: &str = "500";
+pub(crate) const OOM_SCORE_ADJ: &str = "500";
 
 /// Runs an engine on standard input until the server hangs up.
 ///

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use ureq::http::Uri;
 use ureq::tls::TlsConfig;
 
-use crate::cli::HealthArgs;
+use crate::cli::{HealthArgs, ServerArgs};
 use crate::models::http::root_certificates;
 use crate::settings::Environment;
 
@@ -20,20 +20,16 @@ const ANSWER_LIMIT_BYTES: u64 = 64 << 10;
 /// # Errors
 /// When the address makes no sense, nobody answers in time, or the answer isn't 200.
 pub(crate) fn run(args: &HealthArgs, env: &Environment) -> anyhow::Result<ExitCode> {
-    let server = Address {
-        url: args.url.as_deref(),
-        host: args.host.as_deref(),
-        port: args.port,
-    };
-    let url = server.route("/health", env)?;
+    let quiet = args.server.quiet;
+    let url = args.server.route("/health", env)?;
     match ask(&url, args.timeout) {
         Ok(answer) => {
-            if !args.quiet {
+            if !quiet {
                 println!("{answer}");
             }
             Ok(ExitCode::SUCCESS)
         }
-        Err(_) if args.quiet => Ok(ExitCode::FAILURE),
+        Err(_) if quiet => Ok(ExitCode::FAILURE),
         Err(error) => Err(error),
     }
 }
@@ -67,21 +63,14 @@ fn ask(url: &str, timeout_s: f64) -> anyhow::Result<String> {
     Ok(body.trim().to_owned())
 }
 
-/// A server, as flags name it.
-pub(crate) struct Address<'a> {
-    pub(crate) url: Option<&'a str>,
-    pub(crate) host: Option<&'a str>,
-    pub(crate) port: Option<u16>,
-}
-
-impl Address<'_> {
+impl ServerArgs {
     /// A route of the server named by flags, else by the variables the server itself reads. With a certificate in the environment
     /// it speaks HTTPS.
     ///
     /// # Errors
     /// When the port in the environment is none.
     pub(crate) fn route(&self, route: &str, env: &Environment) -> anyhow::Result<String> {
-        if let Some(url) = self.url {
+        if let Some(url) = &self.url {
             let url = url.trim_end_matches('/');
             let scheme = if url.contains("://") { "" } else { "http://" };
             let route = if url.ends_with(route) { "" } else { route };
@@ -95,7 +84,7 @@ impl Address<'_> {
         };
         let host = self
             .host
-            .map(str::to_owned)
+            .clone()
             .or_else(|| variable(&["LLAMA_ARG_HOST", "HOST"]));
         let port = match self.port {
             Some(port) => port,
@@ -141,15 +130,15 @@ fn reachable(hosts: &str) -> String {
 mod tests {
     use super::*;
 
-    fn url(address: &Address<'_>, env: &Environment) -> anyhow::Result<String> {
+    fn url(address: &ServerArgs, env: &Environment) -> anyhow::Result<String> {
         address.route("/health", env)
     }
 
-    fn args(host: Option<&str>, port: Option<u16>) -> Address<'_> {
-        Address {
-            url: None,
-            host,
+    fn args(host: Option<&str>, port: Option<u16>) -> ServerArgs {
+        ServerArgs {
+            host: host.map(str::to_owned),
             port,
+            ..ServerArgs::default()
         }
     }
 
@@ -211,9 +200,9 @@ mod tests {
             ("http://bitnet:8081/", "http://bitnet:8081/health"),
             ("https://bitnet/llm/health", "https://bitnet/llm/health"),
         ] {
-            let args = Address {
-                url: Some(named),
-                ..args(None, None)
+            let args = ServerArgs {
+                url: Some(named.to_owned()),
+                ..ServerArgs::default()
             };
             assert_eq!(url(&args, &env(&[])).unwrap(), wanted);
         }

@@ -151,9 +151,7 @@ fn dispatch(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
         }
         Some(Task::Man { dir }) => man::run(&dir),
         Some(Task::Engine(args)) => engine_main::run(&args),
-        Some(Task::EngineExec { parent, cpus, argv }) => {
-            external::engine_exec(parent, cpus.as_deref(), &argv)
-        }
+        Some(Task::EngineExec(args)) => external::engine_exec(&args),
     }
 }
 

@@ -7,7 +7,6 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use crate::cli::ReloadArgs;
-use crate::health::Address;
 use crate::settings::Environment;
 
 /// Longest answer read; `/reload` sends far less.
@@ -18,15 +17,11 @@ const ANSWER_LIMIT_BYTES: u64 = 256 << 10;
 /// # Errors
 /// When nobody answers, or the server says no: with its reason.
 pub(crate) fn run(args: &ReloadArgs, env: &Environment) -> anyhow::Result<ExitCode> {
-    let server = Address {
-        url: args.url.as_deref(),
-        host: args.host.as_deref(),
-        port: args.port,
-    };
-    let url = server.route("/reload", env)?;
+    let quiet = args.server.quiet;
+    let url = args.server.route("/reload", env)?;
     match ask(&url, args, env) {
         Ok(answer) => {
-            if !args.quiet {
+            if !quiet {
                 for warning in answer["warnings"].as_array().into_iter().flatten() {
                     eprintln!("warning: {}", warning.as_str().unwrap_or_default());
                 }
@@ -34,7 +29,7 @@ pub(crate) fn run(args: &ReloadArgs, env: &Environment) -> anyhow::Result<ExitCo
             }
             Ok(ExitCode::SUCCESS)
         }
-        Err(_) if args.quiet => Ok(ExitCode::FAILURE),
+        Err(_) if quiet => Ok(ExitCode::FAILURE),
         Err(error) => Err(error),
     }
 }

@@ -14,8 +14,8 @@ use std::path::Path;
 use std::thread;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, RestrictionStatus, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use nix::libc;
 use nix::sys::prctl::set_no_new_privs;
@@ -26,7 +26,7 @@ use seccompiler::{
 };
 
 /// Newest set of rights that is asked for; older kernels enforce what they know of it.
-const LANDLOCK: ABI = ABI::V6;
+pub(crate) const LANDLOCK: ABI = ABI::V6;
 /// The C library's allocator and thread start look here; numbers about the machine, nothing else.
 const SYSTEM_FILES: &[&str] = &[
     "/proc/sys/vm/overcommit_memory",
@@ -96,7 +96,12 @@ pub(crate) fn tried() -> Confined {
 }
 
 fn restrict_files(policy: Policy<'_>) -> Result<i32, String> {
-    let status = landlock(policy).map_err(|error| error.to_string())?;
+    enforced(landlock(policy))
+}
+
+/// Landlock's version, or why it isn't enforced.
+pub(crate) fn enforced(outcome: Result<RestrictionStatus, RulesetError>) -> Result<i32, String> {
+    let status = outcome.map_err(|error| error.to_string())?;
     match (status.ruleset, status.landlock) {
         (RulesetStatus::NotEnforced, LandlockStatus::NotEnabled) => {
             Err("Landlock is not switched on in this kernel".to_owned())
@@ -115,7 +120,7 @@ fn restrict_files(policy: Policy<'_>) -> Result<i32, String> {
     }
 }
 
-fn landlock(policy: Policy<'_>) -> Result<landlock::RestrictionStatus, RulesetError> {
+fn landlock(policy: Policy<'_>) -> Result<RestrictionStatus, RulesetError> {
     let slots: BitFlags<AccessFs> = AccessFs::ReadFile
         | AccessFs::WriteFile
         | AccessFs::Truncate
@@ -133,16 +138,28 @@ fn landlock(policy: Policy<'_>) -> Result<landlock::RestrictionStatus, RulesetEr
 }
 
 fn filter_calls(policy: Policy<'_>) -> Result<(), String> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)
-        .map_err(|_| format!("no filter for {}", std::env::consts::ARCH))?;
-    let text = |error: seccompiler::BackendError| error.to_string();
-    let filter = SeccompFilter::new(
-        rules(policy.writable.is_some()).map_err(text)?,
+    let rules = rules(policy.writable.is_some()).map_err(|error| error.to_string())?;
+    filter(
+        rules,
         SeccompAction::Errno(libc::ENOSYS as u32),
         SeccompAction::Allow,
-        arch,
-    );
-    let program: BpfProgram = filter.and_then(TryInto::try_into).map_err(text)?;
+    )
+}
+
+/// Filters the calls of this thread, and of what it starts, from now on.
+///
+/// # Errors
+/// Why there is no filter.
+pub(crate) fn filter(
+    rules: Rules,
+    otherwise: SeccompAction,
+    listed: SeccompAction,
+) -> Result<(), String> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)
+        .map_err(|_| format!("no filter for {}", std::env::consts::ARCH))?;
+    let filter = SeccompFilter::new(rules, otherwise, listed, arch);
+    let program: Result<BpfProgram, _> = filter.and_then(TryInto::try_into);
+    let program = program.map_err(|error| error.to_string())?;
     seccompiler::apply_filter(&program).map_err(|error| error.to_string())
 }
 
@@ -235,7 +252,8 @@ const OLD_WRITING: &[libc::c_long] = &[libc::SYS_rename, libc::SYS_unlink];
 #[cfg(not(target_arch = "x86_64"))]
 const OLD_WRITING: &[libc::c_long] = &[];
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+/// System calls, and when they are meant; no condition: always.
+pub(crate) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 fn rules(writes: bool) -> Result<Rules, seccompiler::BackendError> {
     use SeccompCmpOp::{Eq, MaskedEq};

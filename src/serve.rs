@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use crate::connections;
 use crate::external::{self, supervisor::Supervisor};
 use crate::listen::{self, Sockets};
-use crate::reload::{self, Cause, Desk, Reloader, Served, Wishes};
+use crate::reload::{self, BuiltIn, Cause, Front, Reloader, Served, Wishes};
 use crate::settings::{CrashLoop, Settings, Sources, environment};
 use crate::startup::{self, Prepared};
 use crate::status::Watch;
@@ -204,15 +204,19 @@ impl Server {
                     opening.open(unstarted)
                 }
                 Unopened::Another(supervisor, proxy, unstarted) => {
-                    let desk = external::Desk {
+                    let opening = external::Opening {
+                        front: Front {
+                            sources,
+                            first: settings,
+                            tls,
+                            addresses,
+                        },
                         supervisor,
                         watch,
-                        sources,
-                        first: settings,
-                        tls,
-                        addresses,
+                        reloader,
+                        wishes,
                     };
-                    desk.open(proxy, unstarted, wishes)
+                    opening.open(proxy, unstarted)
                 }
             }
         });
@@ -491,25 +495,25 @@ impl Opening {
             .context("cannot use the chat template")?;
         self.broker.open();
         let watched = Watched {
-            broker: self.broker.clone(),
             reloader: self.reloader,
             sources: self.sources.clone(),
             limits: served.host.limits.clone(),
-            energy: served.host.energy.clone(),
+            metered: Some((self.broker.clone(), served.host.energy.clone())),
         };
         watch::start(watched).context("cannot start the thread that watches limits")?;
-        let desk = Desk {
+        let desk = BuiltIn {
+            front: Front {
+                sources: self.sources,
+                first: self.settings,
+                tls: self.tls,
+                addresses: self.addresses,
+            },
             app: self.app,
             watch: self.watch,
             broker: self.broker,
-            sources: self.sources,
-            first: self.settings,
-            tls: self.tls,
-            addresses: self.addresses,
             served,
         };
-        desk.open(self.wishes)
-            .context("cannot start the thread that reloads")?;
+        reload::open(desk, self.wishes).context("cannot start the thread that reloads")?;
         Ok(notices)
     }
 }

@@ -48,6 +48,11 @@ impl Watch {
         planned.as_ref().map(read)
     }
 
+    /// The engine that got ready last.
+    pub(crate) fn engine(&self) -> Option<u32> {
+        Some(self.engine.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
+    }
+
     /// An engine is ready.
     pub(crate) fn engine_is(&self, pid: u32) {
         self.engine.store(pid, Ordering::Relaxed);
@@ -61,14 +66,11 @@ impl StatusSource for Watch {
 
     fn vitals(&self) -> Vitals {
         let root = Root::live();
-        let engine = self.engine.load(Ordering::Relaxed);
         let limits = self.with(|planned| planned.limits.clone());
         let throttle = Throttle::read(&root, &limits.unwrap_or_default());
         Vitals {
             server: process(&root, std::process::id()),
-            engine: Some(engine)
-                .filter(|pid| *pid != 0)
-                .and_then(|pid| process(&root, pid)),
+            engine: self.engine().and_then(|pid| process(&root, pid)),
             quota_throttled_us: throttle
                 .quota
                 .map(|quota| quota.throttled.as_micros() as u64),

@@ -164,14 +164,13 @@ fn change(before: &Limits, after: &Limits) -> String {
 
 /// What the watching thread needs.
 pub(crate) struct Watched {
-    pub(crate) broker: Broker,
     /// Told about changes.
     pub(crate) reloader: Reloader,
     pub(crate) sources: Sources,
     /// What the plan was made for.
     pub(crate) limits: Limits,
-    /// Where energy is read, or why it can't be.
-    pub(crate) energy: Result<String, String>,
+    /// Whose engines' CPU time and energy are measured; where energy is read, or why it can't be.
+    pub(crate) metered: Option<(Broker, Result<String, String>)>,
 }
 
 /// Starts the thread; it lives as long as the program.
@@ -188,33 +187,16 @@ pub(crate) fn start(watched: Watched) -> std::io::Result<()> {
 impl Watched {
     fn live(self) {
         let root = Root::live();
-        let meter = Meter::find(&root).ok();
-        // Power that is read every moment says little about a short request.
-        let is_exact = meter.as_ref().is_some_and(|meter| !meter.is_sampled());
-        let meter = meter.map(|meter| Arc::new(Mutex::new(meter)));
-        if let Some(meter) = meter.clone().filter(|_| is_exact) {
-            let read = move || sample(&meter);
-            self.broker.set_meter(Arc::new(Mutex::new(read)));
-        }
-        let mut idle = IdlePower::default();
-        let mut cpu = EngineCpu::default();
+        let metered = self.metered.clone();
+        let mut metering = metered.map(|(broker, energy)| Metering::new(&root, broker, energy));
         let mut watch = Watch::new(self.limits.clone());
         let mut file = FileWatch::new(self.sources.first_file.clone());
         loop {
             let limits = Limits::read(&root);
             let throttle = Throttle::read(&root, &limits);
-            let energy_j = meter.as_deref().map(sample);
-            if let Some(joules) = energy_j
-                && let Some(watts) = idle.look(Instant::now(), joules, self.broker.load())
-            {
-                self.broker.set_idle_watts(watts);
+            if let Some(metering) = &mut metering {
+                metering.look(&throttle);
             }
-            self.broker.set_usage(Usage {
-                engine_cpu_s: cpu.look(self.broker.engine_pid()),
-                energy_j,
-                energy_source: Some(self.energy.clone()),
-                quota_throttled_s: throttle.quota.as_ref().map(|q| q.throttled.as_secs_f64()),
-            });
             for finding in watch.look(limits, throttle, Instant::now()) {
                 self.tell(finding);
             }
@@ -230,6 +212,50 @@ impl Watched {
             Finding::Throttled(text) | Finding::Hot(text) => tracing::warn!("{text}"),
             Finding::LimitsChanged(text) => self.reloader.wish(Cause::Limits(text)),
         }
+    }
+}
+
+/// What the engine costs, told to the broker.
+struct Metering {
+    broker: Broker,
+    energy: Result<String, String>,
+    meter: Option<Arc<Mutex<Meter>>>,
+    idle: IdlePower,
+    cpu: EngineCpu,
+}
+
+impl Metering {
+    fn new(root: &Root, broker: Broker, energy: Result<String, String>) -> Metering {
+        let meter = Meter::find(root).ok();
+        // Power that is read every moment says little about a short request.
+        let is_exact = meter.as_ref().is_some_and(|meter| !meter.is_sampled());
+        let meter = meter.map(|meter| Arc::new(Mutex::new(meter)));
+        if let Some(meter) = meter.clone().filter(|_| is_exact) {
+            let read = move || sample(&meter);
+            broker.set_meter(Arc::new(Mutex::new(read)));
+        }
+        Metering {
+            broker,
+            energy,
+            meter,
+            idle: IdlePower::default(),
+            cpu: EngineCpu::default(),
+        }
+    }
+
+    fn look(&mut self, throttle: &Throttle) {
+        let energy_j = self.meter.as_deref().map(sample);
+        if let Some(joules) = energy_j
+            && let Some(watts) = self.idle.look(Instant::now(), joules, self.broker.load())
+        {
+            self.broker.set_idle_watts(watts);
+        }
+        self.broker.set_usage(Usage {
+            engine_cpu_s: self.cpu.look(self.broker.engine_pid()),
+            energy_j,
+            energy_source: Some(self.energy.clone()),
+            quota_throttled_s: throttle.quota.as_ref().map(|q| q.throttled.as_secs_f64()),
+        });
     }
 }
 

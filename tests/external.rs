@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/fake_engine.rs"]
 mod fake_engine;
+#[path = "external/life.rs"]
+mod life;
 
 use std::io::Read;
 use std::process::Stdio;
@@ -532,58 +534,4 @@ fn check_shows_the_command() {
     ] {
         assert!(text.contains(wanted), "{wanted}: {text}");
     }
-}
-
-fn pid_of(server: &Server) -> Value {
-    let reply = server.post("/completion", &json!({"prompt": "x"}));
-    assert_eq!(reply.status, 200, "{}", reply.body);
-    reply.json()["pid"].clone()
-}
-
-#[test]
-fn a_reload_replaces_the_engine_while_answers_are_finished() {
-    let fake = Fake::new();
-    let server = ready(&fake, &[]);
-    let old = server.engine();
-    let body = json!({"prompt": "x", "stream": true, "chunks": 10, "pause_ms": 200});
-    let mut stream = server.stream("/completion", &body);
-    stream.next().unwrap();
-    server.signal(Signal::SIGHUP);
-    server.wait_for_log(|line| line.contains("reload: the new engine serves").then_some(()));
-    let new = server.engine();
-    assert!(
-        new != old && is_alive(old),
-        "the old one has an answer to finish"
-    );
-    assert_eq!(pid_of(&server), new.as_raw());
-    assert!(stream.last().unwrap().contains("true"));
-    wait_for("the old engine's end", || (!is_alive(old)).then_some(()));
-    assert_eq!(server.get("/readyz").status, 200);
-    // With a gap requests wait, and none is lost.
-    let slow = json!({"prompt": "x", "pause_ms": 500});
-    thread::scope(|scope| {
-        let running = scope.spawn(|| server.post("/completion", &slow).status);
-        thread::sleep(Duration::from_millis(100));
-        let reload = server.post("/reload", &json!({"gap": true}));
-        assert_eq!(reload.status, 200, "{}", reload.body);
-        assert_eq!(running.join().unwrap(), 200);
-    });
-    assert!(!is_alive(new));
-    assert_eq!(pid_of(&server), server.engine().as_raw());
-}
-
-#[test]
-fn a_reload_that_fails_changes_nothing() {
-    let fake = Fake::old();
-    let server = ready(&fake, &["--drain-timeout", "1"]);
-    let old = server.engine();
-    fake.set("bad-model", "");
-    let reload = server.post("/reload", &json!({}));
-    assert_ne!(reload.status, 200);
-    assert!(reload.body.contains("the file is bad"), "{}", reload.body);
-    assert_eq!(pid_of(&server), old.as_raw());
-    // A crash after it starts what was there before.
-    fake.unset("bad-model");
-    kill(old, Signal::SIGKILL).unwrap();
-    assert_eq!(pid_of(&server), server.engine().as_raw());
 }

@@ -86,7 +86,6 @@ const BUILT_IN_ONLY: &[&str] = &[
     "head",
     "weights",
     "tune",
-    "replan",
     "system-prompt",
     "max-tokens-cap",
     "activation",

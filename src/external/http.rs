@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bitnet_server::proxy::Address;
 
 /// Read of an answer; its status stands at the front.
-const ANSWER_BYTES: usize = 64 << 10;
+const ANSWER_BYTES: usize = 1 << 20;
 /// Longest a connection to this machine may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -23,8 +23,16 @@ pub(super) struct Answer {
 ///
 /// # Errors
 /// When nobody answers in time, or not in HTTP.
-pub(super) fn get(address: &Address, path: &str, limit: Duration) -> io::Result<Answer> {
-    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+pub(super) fn get(
+    address: &Address,
+    path: &str,
+    key: Option<&str>,
+    limit: Duration,
+) -> io::Result<Answer> {
+    let authorization = authorization(key);
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{authorization}\r\n"
+    );
     exchange(address, head.as_bytes(), limit)
 }
 
@@ -39,14 +47,18 @@ pub(super) fn post(
     body: &str,
     limit: Duration,
 ) -> io::Result<Answer> {
-    let authorization = key.map_or_else(String::new, |key| {
-        format!("Authorization: Bearer {key}\r\n")
-    });
+    let authorization = authorization(key);
     let length = body.len();
     let text = format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{authorization}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
     );
     exchange(address, text.as_bytes(), limit)
+}
+
+fn authorization(key: Option<&str>) -> String {
+    key.map_or_else(String::new, |key| {
+        format!("Authorization: Bearer {key}\r\n")
+    })
 }
 
 fn exchange(address: &Address, request: &[u8], limit: Duration) -> io::Result<Answer> {
@@ -151,12 +163,12 @@ mod tests {
         let long = Duration::from_secs(20);
         let found = post(&address, "/completion", Some("k"), "{}", long).unwrap();
         assert_eq!((found.status, found.body.as_str()), (503, "abcd"));
-        let error = get(&address, "/health", Duration::from_millis(50)).unwrap_err();
+        let error = get(&address, "/health", None, Duration::from_millis(50)).unwrap_err();
         assert!(matches!(
             error.kind(),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
         ));
         server.join().unwrap();
-        assert!(get(&Address::Unix("/no/such.sock".into()), "/", long).is_err());
+        assert!(get(&Address::Unix("/no/such.sock".into()), "/", None, long).is_err());
     }
 }

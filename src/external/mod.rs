@@ -6,6 +6,7 @@
 
 mod argv;
 mod compat;
+mod confine;
 mod desk;
 mod find;
 mod health;
@@ -29,23 +30,22 @@ use bitnet_model::gguf::{Gguf, TensorType};
 use bitnet_model::protocol::{HeadMode, ModelSource, WeightsHome};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::file_stamp::FileStamp;
 use crate::host::{CpuSet, Host};
 use crate::plan::{self, MemoryPlan, Placement, Plan, Warning};
 use crate::settings::{Environment, Setting, Settings, Source};
 use crate::startup;
+use crate::supervise::state::start_timeout;
 use argv::Room;
 use compat::ModelTypes;
-pub(crate) use desk::Desk;
+use confine::Rights;
+pub(crate) use desk::Opening;
 pub(crate) use find::all as find_all;
 pub(crate) use probe::Program;
 use process::Launch;
 pub(crate) use process::engine_exec;
-use supervisor::{Beside, Order};
+use supervisor::Order;
 
-/// An engine that loads slower than this from a disk is not going to be of use.
-const LOAD_BYTES_S: u64 = 20_000_000;
-/// Added to the time an engine may load.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// An engine that stands still for this long is replaced.
 const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -234,6 +234,18 @@ pub(crate) struct Prepared {
 /// # Errors
 /// When there is no such engine, it can't run the model, or what was asked for is impossible.
 pub(crate) fn prepare(settings: &Settings, env: &Environment) -> anyhow::Result<Option<Prepared>> {
+    prepare_on(Host::detect(), settings, env)
+}
+
+/// The same for a machine that is known already.
+///
+/// # Errors
+/// As [`prepare`].
+fn prepare_on(
+    host: Host,
+    settings: &Settings,
+    env: &Environment,
+) -> anyhow::Result<Option<Prepared>> {
     let Some(path) = find::find(&settings.external.engine, env)? else {
         return Ok(None);
     };
@@ -249,7 +261,6 @@ pub(crate) fn prepare(settings: &Settings, env: &Environment) -> anyhow::Result<
         let doubts = compat::check(&types, &program, &settings.kernel, std::env::consts::ARCH)?;
         warnings.extend(doubts.iter().map(Warning::to_string));
     }
-    let host = Host::detect();
     let file_bytes = gguf.file_bytes();
     let (placement, room, plan) = decide(&host, &gguf, settings)?;
     warnings.extend(placement.warnings.iter().map(Warning::to_string));
@@ -265,9 +276,13 @@ pub(crate) fn prepare(settings: &Settings, env: &Environment) -> anyhow::Result<
         settings,
     );
     warnings.extend(argv.warnings.iter().cloned());
+    if !program.key_variable {
+        warnings.push("this engine takes no key by environment: users of this machine can reach it beside our front".to_owned());
+    }
     let (set, removed) = argv::environment(&program, &placement, std::env::vars_os());
     let launch = Launch {
         program: program.path.clone(),
+        rights: settings.sandbox.value.then(|| Rights::needed(&argv.args)),
         args: argv.args,
         env: set,
         removed_env: removed,
@@ -403,6 +418,10 @@ impl Prepared {
             let _ = write!(env, " {}={}", name.display(), value.display());
         }
         lines.push(env);
+        lines.push(match &self.launch.rights {
+            Some(rights) => format!("Confined: {rights}, as far as the kernel can see to that"),
+            None => "Not confined (`--sandbox off`)".to_owned(),
+        });
         lines.push(format!("Command: {}", self.launch.line()));
         lines
     }
@@ -441,29 +460,25 @@ impl Prepared {
 
     /// For the supervisor.
     pub(crate) fn order(&self, settings: &Settings) -> Order {
-        if !self.program.key_variable {
-            tracing::warn!(
-                "this engine takes no key by environment: users of this machine can reach it beside our front"
-            );
-        }
-        let load = Duration::from_secs(self.file_bytes / LOAD_BYTES_S);
         Order {
             launch: self.launch.clone(),
+            model: FileStamp::look(&self.model).ok(),
+            program: FileStamp::look(&self.program.path).ok(),
             unix_sockets: self.program.unix_sockets,
             key_variable: self.program.key_variable,
             slots: self.room.as_ref().map(|room| room.slots.value),
-            start_timeout: START_TIMEOUT + load,
+            start_timeout: start_timeout(self.file_bytes),
             hang_timeout: settings.hang_timeout.value.unwrap_or(HANG_TIMEOUT),
+            sleep_after: settings.sleep_idle.value,
         }
     }
 
-    /// Whether memory holds this engine beside the one that runs now.
-    pub(crate) fn beside(&self, settings: &Settings) -> Beside {
-        let budget = plan::budget(&self.host);
-        let needed = self.memory.as_ref().map(MemoryPlan::total_bytes);
-        match (budget, needed) {
-            (Some(budget), Some(needed)) if needed <= budget.bytes => Beside::Yes,
-            _ => Beside::No(settings.drain_timeout.value),
+    /// Memory that it takes; its file's pages are there already, if somebody maps it. Models that aren't planned take their file's size.
+    fn needed_bytes(&self, is_mapped: bool) -> u64 {
+        match &self.memory {
+            None => self.file_bytes,
+            Some(memory) if is_mapped => memory.total_bytes().saturating_sub(memory.weights_bytes),
+            Some(memory) => memory.total_bytes(),
         }
     }
 }

@@ -3,37 +3,30 @@
 //! It is started by this same binary under the hidden command `engine-exec`, which ties it to our life, puts it on its CPUs and
 //! then becomes it, so its process id is the one we know. Its outputs are one pipe with one reader; keys go by environment.
 
-use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, PipeReader, Read};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
+use bitnet_server::proxy::Address;
 use nix::sched::{CpuSet as Mask, sched_setaffinity};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{self, Signal};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
+use super::confine::Rights;
+use crate::cli::EngineExecArgs;
+use crate::engine_main::OOM_SCORE_ADJ;
 use crate::host::CpuSet;
+use crate::supervise::child::{Watched, own_binary};
+use crate::supervise::exit::{Exit, ExitKind, page_is_gone, signal_name};
+use crate::supervise::log_tail::LogTail;
 use crate::supervise::state::Failure;
 
-/// Log lines kept for the crash report.
-const TAIL_LINES: usize = 200;
-/// Of them, shown with a failure.
+/// Log lines shown with a failure.
 const SHOWN_LINES: usize = 3;
-/// Longest log line relayed in one piece, in bytes.
-const LINE_BYTES: u64 = 16 << 10;
-/// How long the last log lines of a dead engine are waited for.
-const TAIL_WAIT: Duration = Duration::from_millis(500);
-/// Out of memory, the kernel should end the engine, which is replaced, rather than us.
-const OOM_SCORE_ADJ: &str = "500";
 
 /// A command, complete.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +41,19 @@ pub(crate) struct Launch {
     pub removed_env: Vec<OsString>,
     /// CPUs it is bound to; `None`: all of ours.
     pub cpus: Option<CpuSet>,
+    /// What it may do; `None`: all that we may.
+    pub rights: Option<Rights>,
+}
+
+/// Where it is to listen.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Place {
+    /// For our requests.
+    pub(super) address: Address,
+    /// For its command line.
+    pub(super) args: Vec<OsString>,
+    /// Of its Unix socket.
+    pub(super) folder: Option<PathBuf>,
 }
 
 impl Launch {
@@ -88,10 +94,10 @@ impl Launch {
     /// Those of starting a process.
     pub(super) fn spawn(
         &self,
-        further: &[OsString],
+        place: &Place,
         key: Option<&str>,
         exited: impl FnOnce() + Send + 'static,
-    ) -> io::Result<Process> {
+    ) -> io::Result<Watched> {
         let (output, input) = io::pipe()?;
         let mut command = Command::new(own_binary()?);
         self.equip(&mut command);
@@ -105,11 +111,18 @@ impl Launch {
         if let Some(cpus) = &self.cpus {
             command.args(["--cpus", &cpus.to_string()]);
         }
+        if let Some(rights) = &self.rights {
+            let rights = match &place.folder {
+                Some(folder) => rights.with_socket_in(folder),
+                None => rights.clone(),
+            };
+            command.args(rights.flags());
+        }
         let child = command
             .arg("--")
             .arg(&self.program)
             .args(&self.args)
-            .args(further)
+            .args(&place.args)
             .stdin(Stdio::null())
             .stdout(input.try_clone()?)
             .stderr(input)
@@ -117,16 +130,15 @@ impl Launch {
             .spawn()?;
         // The pipe ends with the engine, not with us.
         drop(command);
-        let log = LogTail::follow(output)?;
-        let pid = Pid::from_raw(child.id() as i32);
-        thread::Builder::new()
-            .name("engine-wait".into())
-            .spawn(move || {
-                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-                while let Err(nix::errno::Errno::EINTR) = waitid(Id::Pid(pid), flags) {}
-                exited();
-            })?;
-        Ok(Process { child, log })
+        Watched::new(child, Some(LogTail::follow(output, repeat)?), exited)
+    }
+}
+
+/// The engine's line in our log.
+fn repeat(line: &str) {
+    match speaks_of_an_error(line) {
+        true => tracing::warn!("engine: {line}"),
+        false => tracing::debug!("engine: {line}"),
     }
 }
 
@@ -138,38 +150,30 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// The file we run from, even when it was replaced on disk meanwhile.
-fn own_binary() -> io::Result<PathBuf> {
-    let path = std::env::current_exe()?;
-    Ok(match path.exists() {
-        true => path,
-        false => PathBuf::from("/proc/self/exe"),
-    })
-}
-
 /// The hidden command `engine-exec`: becomes the program, on these CPUs, and ends with its parent.
 ///
 /// # Errors
 /// When the parent is gone already, or the program can't be executed.
-pub(crate) fn engine_exec(
-    parent: u32,
-    cpus: Option<&str>,
-    argv: &[OsString],
-) -> anyhow::Result<ExitCode> {
-    let (program, args) = argv.split_first().context("no program to execute")?;
+pub(crate) fn engine_exec(args: &EngineExecArgs) -> anyhow::Result<ExitCode> {
+    let (program, argv) = args.argv.split_first().context("no program to execute")?;
     let _ = set_pdeathsig(Signal::SIGKILL);
     anyhow::ensure!(
-        getppid().as_raw() as u32 == parent,
+        getppid().as_raw() as u32 == args.parent,
         "the server that started this engine is gone"
     );
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
-    if let Some(cpus) = cpus {
+    if let Some(cpus) = &args.cpus {
         let cpus = cpus
             .parse()
             .map_err(|_| anyhow::anyhow!("`{cpus}` is no list of CPUs"))?;
         bind_to(&cpus);
     }
-    let error = Command::new(program).args(args).exec();
+    if let Some(rights) = Rights::of(args) {
+        for line in rights.take_effect() {
+            eprintln!("{line}");
+        }
+    }
+    let error = Command::new(program).args(argv).exec();
     Err(anyhow::Error::new(error)
         .context(format!("cannot execute `{}`", Path::new(program).display())))
 }
@@ -183,182 +187,71 @@ fn bind_to(cpus: &CpuSet) {
     }
 }
 
-/// A running engine; killed when dropped.
-pub(super) struct Process {
-    child: Child,
-    log: LogTail,
-}
-
-impl Process {
-    pub(super) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Asks it to leave, or makes it. Nothing happens to one that has ended already: it is ours until it is reaped.
-    pub(super) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id() as i32);
-        // The whole group: wrappers leave children behind.
-        if signal::killpg(pid, signal).is_err() {
-            let _ = signal::kill(pid, signal);
-        }
-    }
-
-    /// How it ended; call it after `exited`.
-    pub(super) fn end(&mut self) -> Ended {
-        let status = self.child.wait();
-        let log = self.log.finish();
-        let (code, signal) = match status {
-            Ok(status) => (status.code(), status.signal()),
-            Err(_) => (None, None),
-        };
-        Ended { code, signal, log }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            self.signal(Signal::SIGKILL);
-            let _ = self.child.wait();
-        }
-    }
-}
-
-/// How an engine's process ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Ended {
-    pub(super) code: Option<i32>,
-    pub(super) signal: Option<i32>,
-    /// The last lines of its log.
-    pub(super) log: Vec<String>,
-}
-
-impl Ended {
-    /// One line for people, and what they can do.
-    pub(super) fn explain(&self) -> Failure {
-        let said = self.said();
-        let (reason, hint) = match (self.signal, self.code) {
-            (Some(number), _) => {
-                let signal = Signal::try_from(number).ok();
-                let name = signal.map_or_else(|| number.to_string(), |s| s.as_str().to_owned());
-                (format!("signal {name}"), signal.and_then(advice))
-            }
-            (None, Some(127)) => (
-                "exit code 127".to_owned(),
-                Some(
-                    "a shared library is missing; look at `ldd` of the program and at LD_LIBRARY_PATH",
+/// One line for people, and what they can do; `model` as it was at the start.
+pub(super) fn explain(exit: &Exit, model: Option<(&Path, u64)>) -> Failure {
+    let own = |hint: &str| Some(hint.to_owned());
+    let (reason, hint) = match exit.kind {
+        ExitKind::Code(127) => (
+            "exit code 127".to_owned(),
+            own("a shared library is missing; look at `ldd` of the program and at LD_LIBRARY_PATH"),
+        ),
+        ExitKind::Code(code) => (format!("exit code {code}"), None),
+        ExitKind::Signal(number) => {
+            let reason = signal_name(number);
+            match Signal::try_from(number) {
+                Ok(Signal::SIGILL) => (
+                    reason,
+                    own(
+                        "this CPU lacks an instruction the program was built with; build it on this machine",
+                    ),
                 ),
-            ),
-            (None, Some(code)) => (format!("exit code {code}"), None),
-            (None, None) => ("it ended, nobody knows how".to_owned(), None),
-        };
-        Failure {
-            reason: match said {
-                Some(said) => format!("{reason}, it said: {said}"),
-                None => reason,
-            },
-            hint: hint.map(str::to_owned),
+                Ok(Signal::SIGKILL) => exit.killed(reason),
+                Ok(Signal::SIGBUS) => page_is_gone(reason, model),
+                Ok(Signal::SIGSEGV | Signal::SIGABRT | Signal::SIGFPE) => (
+                    reason,
+                    own(
+                        "this is a fault of that llama-server; `--log-level debug` shows all of its log",
+                    ),
+                ),
+                _ => (reason, None),
+            }
         }
-    }
-
-    /// It left by itself: what it was asked to do can't be done.
-    pub(super) fn gave_up(&self) -> bool {
-        self.code.is_some() && !self.port_was_taken()
-    }
-
-    /// Another program was faster to take the port that was free.
-    fn port_was_taken(&self) -> bool {
-        let words = ["couldn't bind", "failed to bind", "address already in use"];
-        self.log.iter().any(|line| {
-            let line = line.to_ascii_lowercase();
-            words.iter().any(|word| line.contains(word))
-        })
-    }
-
-    /// The last lines that speak of errors, else the last one.
-    fn said(&self) -> Option<String> {
-        let errors = self.log.iter().filter(|line| speaks_of_an_error(line));
-        let mut lines: Vec<&str> = errors
-            .rev()
-            .take(SHOWN_LINES)
-            .map(|line| line.trim())
-            .collect();
-        lines.reverse();
-        match lines.is_empty() {
-            true => self.log.last().map(|line| line.trim().to_owned()),
-            false => Some(lines.join(" / ")),
-        }
+    };
+    Failure {
+        reason: match said(&exit.log) {
+            Some(said) => format!("{reason}, it said: {said}"),
+            None => reason,
+        },
+        hint,
     }
 }
 
-fn advice(signal: Signal) -> Option<&'static str> {
-    match signal {
-        Signal::SIGILL => Some(
-            "this CPU lacks an instruction the program was built with; build it on this machine",
-        ),
-        Signal::SIGKILL => Some(
-            "if nobody killed it, the system ran out of memory; look at `dmesg` and at the memory limit of the container, or use a smaller `--ctx-size`",
-        ),
-        Signal::SIGBUS => Some(
-            "the model file changed or vanished while it was mapped; replace model files by renaming, not by writing into them",
-        ),
-        Signal::SIGSEGV | Signal::SIGABRT | Signal::SIGFPE => {
-            Some("this is a fault of that llama-server; `--log-level debug` shows all of its log")
-        }
-        _ => None,
-    }
+/// It left by itself: what it was asked to do can't be done.
+pub(super) fn gave_up(exit: &Exit) -> bool {
+    matches!(exit.kind, ExitKind::Code(_)) && !port_was_taken(&exit.log)
 }
 
-/// The last lines of an engine's log.
-struct LogTail {
-    lines: Arc<Mutex<VecDeque<String>>>,
-    closed: Receiver<()>,
+/// Another program was faster to take the port that was free.
+fn port_was_taken(log: &[String]) -> bool {
+    let words = ["couldn't bind", "failed to bind", "address already in use"];
+    log.iter().any(|line| {
+        let line = line.to_ascii_lowercase();
+        words.iter().any(|word| line.contains(word))
+    })
 }
 
-impl LogTail {
-    /// Relays every line to our log from a thread of its own.
-    fn follow(output: PipeReader) -> io::Result<LogTail> {
-        let lines = Arc::new(Mutex::new(VecDeque::with_capacity(TAIL_LINES)));
-        let (close, closed) = mpsc::channel();
-        let kept = Arc::clone(&lines);
-        thread::Builder::new()
-            .name("engine-log".into())
-            .spawn(move || {
-                relay(BufReader::new(output), &kept);
-                let _ = close.send(());
-            })?;
-        Ok(LogTail { lines, closed })
-    }
-
-    fn finish(&self) -> Vec<String> {
-        let _ = self.closed.recv_timeout(TAIL_WAIT);
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.drain(..).collect()
-    }
-}
-
-fn relay(mut log: impl BufRead, kept: &Mutex<VecDeque<String>>) {
-    let mut bytes = Vec::new();
-    loop {
-        bytes.clear();
-        match log.by_ref().take(LINE_BYTES).read_until(b'\n', &mut bytes) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let text = String::from_utf8_lossy(&bytes);
-        let line = text.trim_end();
-        if line.is_empty() {
-            continue;
-        }
-        match speaks_of_an_error(line) {
-            true => tracing::warn!("engine: {line}"),
-            false => tracing::debug!("engine: {line}"),
-        }
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == TAIL_LINES {
-            kept.pop_front();
-        }
-        kept.push_back(line.to_owned());
+/// The last lines that speak of errors, else the last one.
+fn said(log: &[String]) -> Option<String> {
+    let errors = log.iter().filter(|line| speaks_of_an_error(line));
+    let mut lines: Vec<&str> = errors
+        .rev()
+        .take(SHOWN_LINES)
+        .map(|line| line.trim())
+        .collect();
+    lines.reverse();
+    match lines.is_empty() {
+        true => log.last().map(|line| line.trim().to_owned()),
+        false => Some(lines.join(" / ")),
     }
 }
 
@@ -382,40 +275,41 @@ fn speaks_of_an_error(line: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn ended(code: Option<i32>, signal: Option<i32>, log: &[&str]) -> Ended {
-        let log = log.iter().map(|line| (*line).to_owned()).collect();
-        Ended { code, signal, log }
+    fn exit(kind: ExitKind, log: &[&str]) -> Exit {
+        Exit {
+            kind,
+            log: log.iter().map(|line| (*line).to_owned()).collect(),
+            oom_kills: None,
+        }
     }
 
     #[test]
     fn ends_are_explained() {
-        let failure = ended(
-            Some(1),
-            None,
-            &[
-                "loading",
-                "gguf_init: invalid ggml type 36",
-                "error loading model",
-                "bye",
-            ],
-        );
+        let log = [
+            "loading",
+            "gguf_init: invalid ggml type 36",
+            "error loading model",
+            "bye",
+        ];
+        let left = exit(ExitKind::Code(1), &log);
         assert_eq!(
-            failure.explain().reason,
+            explain(&left, None).reason,
             "exit code 1, it said: gguf_init: invalid ggml type 36 / error loading model"
         );
-        assert!(failure.gave_up());
-        let killed = ended(None, Some(9), &[]).explain();
-        assert_eq!(killed.reason, "signal SIGKILL");
-        assert!(killed.hint.unwrap().contains("memory"));
-        assert!(!ended(None, Some(4), &[]).gave_up());
-        assert!(!ended(Some(1), None, &["couldn't bind HTTP server socket"]).gave_up());
-        assert!(
-            ended(None, Some(4), &[])
-                .explain()
-                .hint
-                .unwrap()
-                .contains("build it")
-        );
+        assert!(gave_up(&left));
+        let bound = exit(ExitKind::Code(1), &["couldn't bind HTTP server socket"]);
+        assert!(!gave_up(&bound));
+        for (signal, name, hint) in [
+            (9, "signal SIGKILL", "memory"),
+            (4, "signal SIGILL", "build it"),
+            (11, "signal SIGSEGV", "fault of that llama-server"),
+            (7, "signal SIGBUS", "model file changed"),
+        ] {
+            let found = explain(&exit(ExitKind::Signal(signal), &[]), None);
+            assert_eq!(found.reason, name);
+            assert!(found.hint.unwrap().contains(hint), "{name}");
+        }
+        assert!(!gave_up(&exit(ExitKind::Signal(4), &[])));
     }
 
     #[test]
@@ -426,22 +320,11 @@ mod tests {
             env: Vec::new(),
             removed_env: Vec::new(),
             cpus: None,
+            rights: None,
         };
         assert_eq!(
             launch.line(),
             r"'/opt/a b/llama-server' -m 'it'\''s.gguf' ''"
-        );
-    }
-
-    #[test]
-    fn the_tail_keeps_the_last_lines() {
-        let text: String = (0..TAIL_LINES + 50).map(|n| format!("{n}\n\n")).collect();
-        let kept = Mutex::new(VecDeque::new());
-        relay(text.as_bytes(), &kept);
-        let kept = kept.into_inner().unwrap();
-        assert_eq!(
-            (kept.len(), kept.front().unwrap().as_str()),
-            (TAIL_LINES, "50")
         );
     }
 }

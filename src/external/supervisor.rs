@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bitnet_server::backend::Crash;
 use bitnet_server::proxy::{Address, Proxy, Route, Upstream};
 use nix::sys::signal::Signal;
 use rand::Rng;
@@ -23,9 +24,10 @@ use rand::distr::Alphanumeric;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::health::{self, News};
-use super::process::{Launch, Process};
+use super::process::{self, Launch, Place};
+use crate::file_stamp::FileStamp;
 use crate::supervise::broker::Notice;
-use crate::supervise::child::reap_orphans;
+use crate::supervise::child::{Watched, reap_orphans};
 use crate::supervise::state::{Action, Event, Failure, Phase, State, step};
 
 /// Longest sleep of the supervisor thread.
@@ -43,6 +45,10 @@ const KEY_LETTERS: usize = 40;
 pub(crate) struct Order {
     /// The command.
     pub launch: Launch,
+    /// The model's file.
+    pub model: Option<FileStamp>,
+    /// The program's.
+    pub program: Option<FileStamp>,
     /// It listens on Unix sockets.
     pub unix_sockets: bool,
     /// It takes a key by environment.
@@ -53,12 +59,28 @@ pub(crate) struct Order {
     pub start_timeout: Duration,
     /// An engine that stands still for this long is replaced.
     pub hang_timeout: Duration,
+    /// One without work for this long is ended until there is some.
+    pub sleep_after: Option<Duration>,
+}
+
+impl Order {
+    /// An engine of this order serves the other one as well.
+    pub(crate) fn is_same_engine(&self, other: &Order) -> bool {
+        let sleep_after = other.sleep_after;
+        let same = Order {
+            sleep_after,
+            ..self.clone()
+        };
+        same == *other
+    }
 }
 
 enum Message {
     Exited(u64),
     News(u64, News),
     Reload(Box<Order>, Beside, Outcome),
+    Retune(Box<Order>),
+    Wake,
     Drain(Duration),
     Stop,
 }
@@ -129,6 +151,11 @@ impl Supervisor {
         let message = Message::Reload(Box::new(order), beside, outcome);
         let _ = self.inbox.send(message);
     }
+
+    /// Other times for the engine that runs.
+    pub(crate) fn retune(&self, order: Order) {
+        let _ = self.inbox.send(Message::Retune(Box::new(order)));
+    }
 }
 
 impl Unstarted {
@@ -142,6 +169,10 @@ impl Unstarted {
         proxy: Arc<Proxy>,
     ) -> io::Result<UnboundedReceiver<Notice>> {
         let (notices, receiver) = unbounded_channel();
+        let inbox = self.inbox.clone();
+        proxy.on_wake(move || {
+            let _ = inbox.send(Message::Wake);
+        });
         thread::Builder::new()
             .name("supervisor".into())
             .spawn(move || {
@@ -155,7 +186,7 @@ impl Unstarted {
 /// One process and the way to it.
 struct Instance {
     id: u64,
-    process: Process,
+    process: Watched,
     upstream: Arc<Upstream>,
     order: Order,
     started: Instant,
@@ -208,6 +239,10 @@ struct Keeper {
     retired: Vec<Retired>,
     started: u64,
     directory: Option<PathBuf>,
+    /// Since when there was no work.
+    idle_since: Instant,
+    /// Generations accepted so far.
+    accepted: u64,
 }
 
 impl Drop for Keeper {
@@ -242,6 +277,8 @@ impl Keeper {
             retired: Vec::new(),
             started: 0,
             directory: None,
+            idle_since: Instant::now(),
+            accepted: 0,
         }
     }
 
@@ -279,6 +316,18 @@ impl Keeper {
             Message::News(id, news) => self.news(id, news),
             Message::Exited(id) => self.exited(id),
             Message::Reload(order, beside, outcome) => self.reload(order, beside, outcome),
+            Message::Retune(order) => {
+                if let Some(current) = &mut self.current {
+                    current.order = (*order).clone();
+                }
+                self.order = *order;
+            }
+            Message::Wake => {
+                if matches!(self.state.phase, Phase::Asleep | Phase::Dozing { .. }) {
+                    self.proxy.set_route(Route::Paused);
+                }
+                self.event(Event::Wake);
+            }
             Message::Drain(limit) => {
                 self.change = None;
                 let deadline = Instant::now() + limit;
@@ -312,18 +361,13 @@ impl Keeper {
 
     fn signal(&self, signal: Signal) {
         if let Some(current) = &self.current {
-            current.process.signal(signal);
+            current.process.signal_group(signal);
         }
     }
 
     fn spawn_current(&mut self) {
         match self.spawn(&self.order.clone()) {
-            Ok(instance) => {
-                if self.ever_ready {
-                    self.proxy.restarted();
-                }
-                self.current = Some(instance);
-            }
+            Ok(instance) => self.current = Some(instance),
             Err(error) => {
                 let how = Failure::new(format!("cannot start the engine: {error}"));
                 self.ended(how, false);
@@ -334,15 +378,14 @@ impl Keeper {
     fn spawn(&mut self, order: &Order) -> io::Result<Instance> {
         self.started += 1;
         let id = self.started;
-        let (address, mut further) = self.address(order, id)?;
+        let place = self.place(order, id)?;
         let key = order.key_variable.then(random_key);
         let inbox = self.inbox.clone();
-        let process =
-            order
-                .launch
-                .spawn(&std::mem::take(&mut further), key.as_deref(), move || {
-                    let _ = inbox.send(Message::Exited(id));
-                })?;
+        let exited = move || {
+            let _ = inbox.send(Message::Exited(id));
+        };
+        let process = order.launch.spawn(&place, key.as_deref(), exited)?;
+        let address = place.address;
         tracing::info!("engine process {} started", process.pid());
         let upstream = Upstream::new(address.clone(), key.as_deref());
         let ended = Arc::new(AtomicBool::new(false));
@@ -353,6 +396,7 @@ impl Keeper {
             pid: process.pid(),
             upstream: Arc::clone(&upstream),
             hang_timeout: order.hang_timeout,
+            sleeps: order.sleep_after.is_some(),
             ended: Arc::clone(&ended),
             tell: Box::new(move |news| inbox.send(Message::News(id, news)).is_ok()),
         })?;
@@ -370,20 +414,27 @@ impl Keeper {
         })
     }
 
-    /// A place nobody else listens at, and how to say so. A socket in a directory of our own is out of others' reach.
-    fn address(&mut self, order: &Order, id: u64) -> io::Result<(Address, Vec<OsString>)> {
+    /// Where nobody else listens. A socket in a directory of our own is out of others' reach.
+    fn place(&mut self, order: &Order, id: u64) -> io::Result<Place> {
         if order.unix_sockets
             && let Some(directory) = self.directory()
         {
             let path = directory.join(format!("engine-{id}.sock"));
-            let further = vec!["--host".into(), path.clone().into()];
-            return Ok((Address::Unix(path), further));
+            return Ok(Place {
+                address: Address::Unix(path.clone()),
+                args: vec!["--host".into(), path.into()],
+                folder: Some(directory.to_owned()),
+            });
         }
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let further = ["--host", "127.0.0.1", "--port"].map(OsString::from);
-        let port = OsString::from(address.port().to_string());
-        let further = further.into_iter().chain([port]).collect();
-        Ok((Address::Tcp(address), further))
+        let port = address.port().to_string();
+        Ok(Place {
+            address: Address::Tcp(address),
+            args: ["--host", "127.0.0.1", "--port", &port]
+                .map(OsString::from)
+                .to_vec(),
+            folder: None,
+        })
     }
 
     /// Made when first needed; `None` where that is impossible.
@@ -412,6 +463,7 @@ impl Keeper {
         self.proxy
             .set_route(Route::To(Arc::clone(&current.upstream)));
         self.ever_ready = true;
+        self.idle_since = Instant::now();
         let load_ms = current.started.elapsed().as_secs_f64() * 1e3;
         let pid = current.process.pid();
         let _ = self.notices.send(Notice::Ready { load_ms, pid });
@@ -480,8 +532,7 @@ impl Keeper {
             let Some(Change::Beside(next)) = self.change.take() else {
                 return;
             };
-            let why = next.into_end();
-            self.keep(&why.0.reason);
+            self.keep(&next.into_end().how.reason);
             return;
         }
         let Some(current) = self.current.take_if(|current| current.id == id) else {
@@ -489,13 +540,13 @@ impl Keeper {
         };
         let is_leaving = matches!(
             self.state.phase,
-            Phase::Stopping { .. } | Phase::Draining { .. }
+            Phase::Stopping { .. } | Phase::Draining { .. } | Phase::Dozing { .. }
         );
         if self.ever_ready && !is_leaving {
             self.proxy.set_route(Route::Paused);
         }
         let pid = current.process.pid();
-        let (how, gave_up) = current.into_end();
+        let End { how, gave_up, log } = current.into_end();
         if let Some(Change::Leaving(order, _)) = &self.change {
             let before = std::mem::replace(&mut self.order, (**order).clone());
             self.change = Some(Change::Proving(Box::new(before)));
@@ -504,11 +555,26 @@ impl Keeper {
         }
         if !is_leaving {
             tracing::warn!("engine process {pid} ended: {how}");
+            if let Some(hint) = &how.hint {
+                tracing::warn!("hint: {hint}");
+            }
+            self.proxy.crashed(Crash {
+                at: Instant::now(),
+                reason: match &self.state.phase {
+                    Phase::Killing { why } => why.reason.clone(),
+                    _ => how.reason.clone(),
+                },
+                hint: how.hint.clone(),
+                log,
+            });
         }
         if self.falls_back(&how) {
             return;
         }
         self.ended(how, gave_up);
+        if self.ever_ready && matches!(self.state.phase, Phase::Backoff { .. }) {
+            self.proxy.restarted();
+        }
     }
 
     fn ended(&mut self, how: Failure, gave_up: bool) {
@@ -612,16 +678,48 @@ impl Keeper {
         true
     }
 
+    /// Ends an engine that has had no work for long; the next request wakes another.
+    fn doze(&mut self, now: Instant) {
+        let (running, accepted) = self.proxy.work();
+        if running > 0 || accepted != self.accepted {
+            self.accepted = accepted;
+            self.idle_since = now;
+        }
+        let Some(limit) = self.order.sleep_after else {
+            return;
+        };
+        let is_settled = matches!(self.state.phase, Phase::Ready { .. }) && self.change.is_none();
+        if !is_settled || now.duration_since(self.idle_since) < limit {
+            return;
+        }
+        let Some(current) = &self.current else {
+            return;
+        };
+        let upstream = Arc::clone(&current.upstream);
+        self.proxy.set_route(Route::Asleep(Arc::clone(&upstream)));
+        // Whoever got the route a moment ago.
+        if upstream.in_flight() > 0 {
+            self.proxy.set_route(Route::To(upstream));
+            return;
+        }
+        tracing::info!(
+            "no request for {} s: the engine ends until there is one",
+            limit.as_secs()
+        );
+        self.event(Event::Sleep);
+    }
+
     fn tick(&mut self) {
         let now = Instant::now();
+        self.doze(now);
         let idle = |instance: &Instance| instance.upstream.in_flight() == 0;
         for retired in &mut self.retired {
             match retired.asked {
                 None if idle(&retired.instance) || now >= retired.until => {
-                    retired.instance.process.signal(Signal::SIGTERM);
+                    retired.instance.process.signal_group(Signal::SIGTERM);
                     retired.asked = Some(now + LEAVE_WAIT);
                 }
-                Some(at) if now >= at => retired.instance.process.signal(Signal::SIGKILL),
+                Some(at) if now >= at => retired.instance.process.signal_group(Signal::SIGKILL),
                 _ => {}
             }
         }
@@ -657,12 +755,24 @@ impl Keeper {
     }
 }
 
+/// How an engine ended.
+struct End {
+    how: Failure,
+    /// It left by itself.
+    gave_up: bool,
+    log: Vec<String>,
+}
+
 impl Instance {
-    /// Why it ended, and whether it left by itself.
-    fn into_end(mut self) -> (Failure, bool) {
+    fn into_end(mut self) -> End {
         self.ended.store(true, Ordering::Relaxed);
-        let ended = self.process.end();
-        (ended.explain(), ended.gave_up())
+        let exit = self.process.reap();
+        let model = self.order.model.as_ref();
+        End {
+            how: process::explain(&exit, model.map(|file| (&*file.path, file.bytes))),
+            gave_up: process::gave_up(&exit),
+            log: exit.log,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Engine processes: start, watch, kill, reap. The only file that touches processes.
+//! Engine processes: start, watch, kill, reap.
 //!
 //! The engine is this same binary with the hidden command `engine`; its standard input is one end of a socket pair that
 //! carries frames both ways. Each process has two threads here: one relays its standard error to our log, one waits for
@@ -7,32 +7,22 @@
 //! The kernel sends the engine's parent-death signal when the *thread* that started it ends: the supervisor starts
 //! engines from its one long-lived thread.
 
-use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpid};
 
 use super::exit::{Exit, ExitKind};
+use super::log_tail::LogTail;
 use crate::host::{Root, oom_kills};
 use crate::systemd;
-
-/// Log lines kept for the crash report.
-const TAIL_LINES: usize = 200;
-/// Longest log line relayed in one piece, in bytes.
-const LINE_BYTES: u64 = 16 << 10;
-/// How long the last log lines of a dead engine are waited for.
-const TAIL_WAIT: Duration = Duration::from_millis(500);
 
 /// Variables that an engine has no business with.
 const SECRETS: &[&str] = &["LLAMA_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
@@ -92,19 +82,14 @@ impl Spawn for EngineProcesses {
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()?;
-        let log = child.stderr.take().map(LogTail::follow);
-        let pid = Pid::from_raw(child.id() as i32);
-        thread::Builder::new()
-            .name("engine-wait".into())
-            .spawn(move || {
-                await_end(pid);
-                exited();
-            })?;
+        let stderr = child
+            .stderr
+            .take()
+            .map(|pipe| LogTail::follow(pipe, log_line));
+        let watched = Watched::new(child, stderr.transpose()?, exited)?;
         Ok(Box::new(EngineProcess {
-            child,
+            watched,
             control: ours,
-            log,
-            oom_kills: oom_kills(&Root::live()),
         }))
     }
 }
@@ -125,31 +110,62 @@ pub(crate) fn await_end(pid: Pid) {
     while let Err(nix::errno::Errno::EINTR) = waitid(Id::Pid(pid), flags) {}
 }
 
-struct EngineProcess {
+/// A child whose end is told, and explained: for engines of any kind. Killed when dropped.
+pub(crate) struct Watched {
     child: Child,
-    control: UnixStream,
     log: Option<LogTail>,
     /// The control group's count when it was started.
     oom_kills: Option<u64>,
 }
 
-impl Engine for EngineProcess {
-    fn pid(&self) -> u32 {
+impl Watched {
+    /// `exited` is called once, from a thread of its own, when the process has ended; the zombie is left to us, so its id stays ours.
+    ///
+    /// # Errors
+    /// Those of starting a thread.
+    pub(crate) fn new(
+        child: Child,
+        log: Option<LogTail>,
+        exited: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Watched> {
+        let watched = Watched {
+            child,
+            log,
+            oom_kills: oom_kills(&Root::live()),
+        };
+        let pid = Pid::from_raw(watched.pid() as i32);
+        thread::Builder::new()
+            .name("engine-wait".into())
+            .spawn(move || {
+                await_end(pid);
+                exited();
+            })?;
+        Ok(watched)
+    }
+
+    /// Process id.
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    fn control(&self) -> &UnixStream {
-        &self.control
-    }
-
-    fn kill(&mut self) {
-        let pid = Pid::from_raw(self.child.id() as i32);
-        if let Err(error) = signal::kill(pid, Signal::SIGKILL) {
-            tracing::debug!("cannot kill engine process {pid}: {error}");
+    /// Nothing happens to one that has ended already: it is ours until it is reaped.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid() as i32);
+        if let Err(error) = signal::kill(pid, signal) {
+            tracing::debug!("cannot send {signal} to engine process {pid}: {error}");
         }
     }
 
-    fn reap(&mut self) -> Exit {
+    /// The same for it and all it started.
+    pub(crate) fn signal_group(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid() as i32);
+        if signal::killpg(pid, signal).is_err() {
+            self.signal(signal);
+        }
+    }
+
+    /// How it ended; waits for that.
+    pub(crate) fn reap(&mut self) -> Exit {
         let kind = match self.child.wait() {
             Ok(status) => exit_kind(status),
             Err(error) => {
@@ -157,7 +173,7 @@ impl Engine for EngineProcess {
                 ExitKind::Code(-1)
             }
         };
-        let log = self.log.take().map(LogTail::finish).unwrap_or_default();
+        let log = self.log.as_ref().map(LogTail::finish).unwrap_or_default();
         let killed = |before| Some(oom_kills(&Root::live())?.saturating_sub(before));
         Exit {
             kind,
@@ -167,10 +183,10 @@ impl Engine for EngineProcess {
     }
 }
 
-impl Drop for EngineProcess {
+impl Drop for Watched {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
-            let _ = self.child.kill();
+            self.signal_group(Signal::SIGKILL);
             let _ = self.child.wait();
         }
     }
@@ -183,57 +199,26 @@ fn exit_kind(status: ExitStatus) -> ExitKind {
     }
 }
 
-/// The last lines of an engine's log.
-struct LogTail {
-    lines: Arc<Mutex<VecDeque<String>>>,
-    closed: Receiver<()>,
+struct EngineProcess {
+    watched: Watched,
+    control: UnixStream,
 }
 
-impl LogTail {
-    /// Relays every line to our log from a thread of its own.
-    fn follow(stderr: ChildStderr) -> LogTail {
-        let lines = Arc::new(Mutex::new(VecDeque::with_capacity(TAIL_LINES)));
-        let (close, closed) = mpsc::channel();
-        let kept = Arc::clone(&lines);
-        let relay = move || {
-            relay(BufReader::new(stderr), &kept);
-            let _ = close.send(());
-        };
-        if let Err(error) = thread::Builder::new()
-            .name("engine-log".into())
-            .spawn(relay)
-        {
-            tracing::warn!("cannot follow the engine's log: {error}");
-        }
-        LogTail { lines, closed }
+impl Engine for EngineProcess {
+    fn pid(&self) -> u32 {
+        self.watched.pid()
     }
 
-    fn finish(self) -> Vec<String> {
-        let _ = self.closed.recv_timeout(TAIL_WAIT);
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.drain(..).collect()
+    fn control(&self) -> &UnixStream {
+        &self.control
     }
-}
 
-fn relay(mut log: impl BufRead, kept: &Mutex<VecDeque<String>>) {
-    let mut bytes = Vec::new();
-    loop {
-        bytes.clear();
-        match log.by_ref().take(LINE_BYTES).read_until(b'\n', &mut bytes) {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        let text = String::from_utf8_lossy(&bytes);
-        let line = text.trim_end();
-        if line.is_empty() {
-            continue;
-        }
-        log_line(line);
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == TAIL_LINES {
-            kept.pop_front();
-        }
-        kept.push_back(line.to_owned());
+    fn kill(&mut self) {
+        self.watched.signal(Signal::SIGKILL);
+    }
+
+    fn reap(&mut self) -> Exit {
+        self.watched.reap()
     }
 }
 
@@ -268,22 +253,5 @@ pub(crate) fn reap_orphans(engines: &[u32]) {
             }
             _ => return,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tail_keeps_the_last_lines() {
-        let text: String = (0..TAIL_LINES + 50)
-            .map(|n| format!("INFO {n}\n\n"))
-            .collect();
-        let kept = Mutex::new(VecDeque::new());
-        relay(text.as_bytes(), &kept);
-        let kept = kept.into_inner().unwrap();
-        assert_eq!(kept.len(), TAIL_LINES);
-        assert_eq!(kept.front().unwrap(), "INFO 50");
     }
 }

@@ -46,10 +46,8 @@ impl Exit {
                 }
             });
         };
-        let signal = Signal::try_from(number).ok();
-        let name = signal.map_or_else(|| number.to_string(), |signal| signal.as_str().to_owned());
-        let reason = format!("signal {name}");
-        let (reason, hint) = match signal {
+        let reason = signal_name(number);
+        let (reason, hint) = match Signal::try_from(number).ok() {
             Some(Signal::SIGILL) => (reason, Some(no_such_instruction(tools.kernel))),
             Some(Signal::SIGKILL) => self.killed(reason),
             Some(Signal::SIGBUS) => page_is_gone(reason, tools.model),
@@ -75,7 +73,8 @@ impl Exit {
         self.kind == ExitKind::Signal(Signal::SIGILL as i32)
     }
 
-    fn killed(&self, reason: String) -> (String, Option<String>) {
+    /// By SIGKILL: the counter of the control group tells who did it.
+    pub(crate) fn killed(&self, reason: String) -> (String, Option<String>) {
         let less = "give it more memory, or use fewer `--parallel`, a smaller `--ctx-size` or `--kv-type q8_0`";
         match self.oom_kills {
             Some(0) => (
@@ -122,6 +121,14 @@ impl Exit {
     }
 }
 
+/// `signal SIGSEGV`.
+pub(crate) fn signal_name(number: i32) -> String {
+    match Signal::try_from(number) {
+        Ok(signal) => format!("signal {signal}"),
+        Err(_) => format!("signal {number}"),
+    }
+}
+
 fn no_such_instruction(kernel: Option<&str>) -> String {
     let of = kernel.map_or_else(
         || "that the kernel uses".to_owned(),
@@ -131,7 +138,10 @@ fn no_such_instruction(kernel: Option<&str>) -> String {
 }
 
 /// A mapped page without a file behind it.
-fn page_is_gone(reason: String, model: Option<(&Path, u64)>) -> (String, Option<String>) {
+pub(crate) fn page_is_gone(
+    reason: String,
+    model: Option<(&Path, u64)>,
+) -> (String, Option<String>) {
     let advice = "replace model files by renaming, not by writing into them";
     let now = model.and_then(|(path, before)| {
         let now = std::fs::metadata(path).ok()?.len();

@@ -4,4 +4,5 @@
 pub(crate) mod broker;
 pub(crate) mod child;
 pub(crate) mod exit;
+pub(crate) mod log_tail;
 pub(crate) mod state;

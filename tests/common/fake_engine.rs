@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,13 @@ impl Fake {
         fs::remove_file(self.dir.path().join(name)).unwrap();
     }
 
+    /// Another file in the program's place, as after a build.
+    pub fn rebuild(&self) {
+        let (path, new) = (self.path(), self.dir.path().join("rebuilt"));
+        fs::copy(&path, &new).unwrap();
+        fs::rename(new, path).unwrap();
+    }
+
     /// What it noted.
     pub fn note(&self, name: &str) -> Option<String> {
         fs::read_to_string(self.dir.path().join(name)).ok()
@@ -102,6 +110,7 @@ pub fn run_if_asked() {
         dir: PathBuf::from(dir),
         args,
         started: Instant::now(),
+        spins: AtomicBool::new(false),
     };
     engine.serve();
 }
@@ -110,6 +119,8 @@ struct Engine {
     dir: PathBuf,
     args: Vec<String>,
     started: Instant,
+    /// Its loop never comes round again.
+    spins: AtomicBool,
 }
 
 static ENGINE: OnceLock<Engine> = OnceLock::new();
@@ -153,6 +164,7 @@ impl Engine {
         if self.has("broken") {
             std::process::abort();
         }
+        eprintln!("the fake engine serves");
         let engine = ENGINE.get_or_init(|| self);
         let host = engine.value("--host").unwrap_or("127.0.0.1");
         if host.ends_with(".sock") {
@@ -193,6 +205,10 @@ impl Engine {
                 &json!({"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}),
             ),
             "/health" => json_answer(out, 200, &json!({"status": "ok"})),
+            "/metrics" | "/slots" | "/completion" if self.spins.load(Ordering::Relaxed) => loop {
+                thread::sleep(Duration::from_secs(1));
+            },
+            "/rights" => json_answer(out, 200, &rights(request)),
             "/" => plain(out, "text/html", "the engine's page"),
             "/metrics" => plain(out, "text/plain", "llamacpp:fake_total 7\n"),
             "/completion" | "/v1/messages" => self.complete(request, out),
@@ -225,6 +241,13 @@ impl Engine {
                 std::process::abort();
             }
             "crash" => std::process::abort(),
+            "spin once" if !self.has("spun") => {
+                self.note("spun", "");
+                self.spins.store(true, Ordering::Relaxed);
+                loop {
+                    std::hint::spin_loop();
+                }
+            }
             "refuse" => {
                 return json_answer(
                     out,
@@ -299,6 +322,21 @@ impl Engine {
         chunk(out, "data: {\"content\":\"\",\"stop\":true}\n\n")?;
         out.write_all(b"0\r\n\r\n")
     }
+}
+
+/// What this process may do, found out by doing it.
+fn rights(request: &Request) -> Value {
+    let body: Value = serde_json::from_str(&request.body).unwrap_or_default();
+    let listener = TcpListener::bind("127.0.0.1:0");
+    let here = listener.as_ref().ok().and_then(|it| it.local_addr().ok());
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    json!({
+        "writes": fs::write(body["file"].as_str().unwrap_or_default(), "x").is_ok(),
+        "writes_temporary_files": tempfile::tempfile().is_ok(),
+        "connects": here.is_some_and(|here| TcpStream::connect(here).is_ok()),
+        "makes_udp_sockets": UdpSocket::bind("127.0.0.1:0").is_ok(),
+        "gains_privileges": !status.contains("NoNewPrivs:\t1"),
+    })
 }
 
 fn head(out: &mut dyn Stream, status: u16, kind: &str, length: Option<usize>) -> io::Result<()> {

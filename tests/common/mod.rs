@@ -258,6 +258,14 @@ pub fn is_alive(pid: Pid) -> bool {
     state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
+/// Ends a process by this signal. Rust's own handler takes the first SIGSEGV for a guard page's, and leaves the next one alone.
+pub fn end_by(pid: Pid, signal: Signal) {
+    wait_for("the end by a signal", || {
+        let _ = kill(pid, signal);
+        (!is_alive(pid)).then_some(())
+    });
+}
+
 /// An answer.
 pub struct Reply {
     pub status: u16,

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 use super::count;
-use crate::common::{LONG, Server, wait_for};
+use crate::common::{LONG, Server, end_by, wait_for};
 
 const KILLS: usize = 25;
 const CLIENTS: u64 = 4;
@@ -153,4 +153,81 @@ fn an_idle_engine_that_stands_still_is_replaced_when_it_is_needed() {
     assert_eq!(server.get("/health").status, 200);
     assert_eq!(server.complete(&body), wanted);
     assert_eq!(server.engines().len(), 2);
+}
+
+/// What the last engine that ended by itself is said to have died of.
+fn last_crash(server: &Server, name: &str) -> Value {
+    wait_for("the crash", || {
+        let crash = server.get("/status").json()["last_crash"].clone();
+        let is_it = crash["reason"].as_str()?.starts_with(name);
+        is_it.then_some(crash)
+    })
+}
+
+#[test]
+fn ends_by_signals_are_classified_with_advice_and_the_answer_goes_on() {
+    let kernel = ["--kernel", "i2_s/scalar"];
+    let server = Server::ready(&[&["--threads", "1", "--parallel", "1"], &kernel[..]].concat());
+    let body =
+        json!({"prompt": "Once upon a time", "seed": 3, "n_predict": 300, "ignore_eos": true});
+    let wanted = server.complete(&body);
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    for (signal, name, advice) in [
+        (
+            Signal::SIGILL,
+            "signal SIGILL",
+            "this CPU lacks an instruction of kernel `i2_s/scalar`",
+        ),
+        (
+            Signal::SIGSEGV,
+            "signal SIGSEGV",
+            "this is a bug in the engine",
+        ),
+        (
+            Signal::SIGBUS,
+            "signal SIGBUS",
+            "the model file changed while it was mapped",
+        ),
+        (
+            Signal::SIGABRT,
+            "signal SIGABRT",
+            "this is a bug in the engine",
+        ),
+    ] {
+        let mut stream = server.stream("/completion", &streamed);
+        let first = stream.take_frames(2);
+        end_by(server.engine(), signal);
+        assert_eq!(stream.collect_after(first), wanted, "{name}");
+        let crash = last_crash(&server, name);
+        assert!(crash["hint"].as_str().unwrap().contains(advice), "{crash}");
+        let log = crash["log"].as_array().unwrap();
+        let said = log.iter().filter_map(Value::as_str);
+        assert!(
+            said.into_iter().any(|line| line.contains("confined")),
+            "{crash}"
+        );
+        server.wait_for_log(|line| line.contains(&format!("ended: {name}")).then_some(()));
+    }
+}
+
+#[test]
+fn an_instruction_that_the_cpu_lacks_brings_another_kernel() {
+    let server = Server::ready(&["--threads", "1", "--parallel", "1"]);
+    let chosen = server.get("/props").json()["kernel"].clone();
+    if chosen == "i2_s/scalar" {
+        eprintln!("skipped: this CPU has one kernel only");
+        return;
+    }
+    let body = json!({"prompt": "Once upon a time", "seed": 3, "n_predict": 30});
+    let wanted = server.complete(&body);
+    end_by(server.engine(), Signal::SIGILL);
+    assert_eq!(server.complete(&body), wanted);
+    let crash = last_crash(&server, "signal SIGILL");
+    let hint = crash["hint"].as_str().unwrap();
+    let lacking = format!(
+        "an instruction of kernel `{}`; trying",
+        chosen.as_str().unwrap()
+    );
+    assert!(hint.contains(&lacking), "{crash}");
 }

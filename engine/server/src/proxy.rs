@@ -11,8 +11,9 @@ mod metrics;
 mod relay;
 mod upstream;
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{FromRequest, Request, State};
@@ -25,8 +26,8 @@ use tokio::time::timeout;
 
 use crate::app::{App, Generation};
 use crate::backend::{
-    Backend, BackendCounters, BackendState, EmbedJob, EnergyMoment, Job, JobHandle, Refused,
-    SlotView,
+    Backend, BackendCounters, BackendState, Condition, Crash, EmbedJob, EnergyMoment, Job,
+    JobHandle, Refused, SlotView,
 };
 use crate::body::RawBody;
 use crate::error::ApiError;
@@ -61,6 +62,8 @@ pub enum Route {
     To(Arc<Upstream>),
     /// An engine is being replaced; requests wait.
     Paused,
+    /// This one was ended for want of work; the next request has another one started.
+    Asleep(Arc<Upstream>),
     /// There will be none; the reason in one line.
     Failed(String),
 }
@@ -73,10 +76,24 @@ pub struct Proxy {
     bound: AtomicUsize,
     max_queue: usize,
     seats: AtomicUsize,
+    /// Generations that were ever given a seat.
+    accepted: AtomicU64,
     waiting: AtomicUsize,
     restarts: AtomicU64,
     retried: AtomicU64,
     broken: AtomicU64,
+    waker: Waker,
+    last_crash: Mutex<Option<Crash>>,
+}
+
+/// Has an engine started.
+#[derive(Default)]
+struct Waker(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waker")
+    }
 }
 
 impl Proxy {
@@ -87,16 +104,39 @@ impl Proxy {
             bound: AtomicUsize::new(usize::MAX),
             max_queue,
             seats: AtomicUsize::new(0),
+            accepted: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             restarts: AtomicU64::new(0),
             retried: AtomicU64::new(0),
             broken: AtomicU64::new(0),
+            waker: Waker::default(),
+            last_crash: Mutex::new(None),
         })
     }
 
     /// From now on requests go there; those on their way stay where they are.
     pub fn set_route(&self, route: Route) {
         self.route.send_replace(route);
+    }
+
+    /// `wake` is called when there is work and the engine sleeps; it must be quick and must not block.
+    pub fn on_wake(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.waker.0.set(Box::new(wake));
+    }
+
+    /// An engine ended without being asked.
+    pub fn crashed(&self, crash: Crash) {
+        let mut last = self
+            .last_crash
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last = Some(crash);
+    }
+
+    /// Generations that have not ended, and all that were ever accepted.
+    pub fn work(&self) -> (usize, u64) {
+        let running = self.seats.load(Ordering::Relaxed);
+        (running, self.accepted.load(Ordering::Relaxed))
     }
 
     /// The engine works on this many generations at a time.
@@ -126,15 +166,18 @@ impl Proxy {
             let _ = timeout(NEWS_WAIT, routes.wait_for(other)).await;
         }
         let _waiting = Count::new(&self.waiting);
-        let arrived = timeout(
-            RESTART_WAIT,
-            routes.wait_for(|route| !matches!(route, Route::Paused)),
-        );
+        let goes_somewhere = |route: &Route| {
+            if let (Route::Asleep(_), Some(wake)) = (route, self.waker.0.get()) {
+                wake();
+            }
+            !matches!(route, Route::Paused | Route::Asleep(_))
+        };
+        let arrived = timeout(RESTART_WAIT, routes.wait_for(goes_somewhere));
         match arrived.await {
             Ok(Ok(route)) => match &*route {
                 Route::To(upstream) => Ok(Arc::clone(upstream)),
                 Route::Failed(reason) => Err(BackendState::Failed(reason.clone()).into()),
-                Route::Loading | Route::Paused => Err(ApiError::loading()),
+                Route::Loading | Route::Paused | Route::Asleep(_) => Err(ApiError::loading()),
             },
             _ => Err(ApiError::unavailable(
                 "the engine did not come back in time",
@@ -151,9 +194,27 @@ impl Proxy {
                 (taken < bound).then_some(taken + 1)
             });
         match taken {
-            Ok(_) => Ok(Seat(Arc::clone(self))),
+            Ok(_) => {
+                self.accepted.fetch_add(1, Ordering::Relaxed);
+                Ok(Seat(Arc::clone(self)))
+            }
             Err(_) => Err(ApiError::queue_full(self.max_queue)),
         }
+    }
+
+    /// What an engine that sleeps said while it was awake, for whoever only looks.
+    fn recalled(&self, message: &Message) -> Option<Response> {
+        let route = self.route.borrow();
+        let Route::Asleep(upstream) = &*route else {
+            return None;
+        };
+        let path = message.uri.path();
+        let is_look = message.method == Method::GET;
+        let mut answer = upstream.remembered(path).filter(|_| is_look)?;
+        if let Some(object) = answer.as_object_mut().filter(|_| path == "/props") {
+            object.insert("is_sleeping".to_owned(), json!(true));
+        }
+        Some(reply::ok(&answer))
     }
 
     fn in_flight(&self) -> usize {
@@ -193,7 +254,7 @@ impl Backend for Proxy {
     fn state(&self) -> BackendState {
         match &*self.route.borrow() {
             Route::Loading => BackendState::Loading,
-            Route::To(_) | Route::Paused => BackendState::Ready,
+            Route::To(_) | Route::Paused | Route::Asleep(_) => BackendState::Ready,
             Route::Failed(reason) => BackendState::Failed(reason.clone()),
         }
     }
@@ -216,6 +277,19 @@ impl Backend for Proxy {
 
     fn slots(&self) -> Vec<SlotView> {
         Vec::new()
+    }
+
+    fn condition(&self) -> Condition {
+        let last = self
+            .last_crash
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        Condition {
+            // Engines have to produce a token before requests go to them.
+            has_spoken: self.state() == BackendState::Ready,
+            is_asleep: matches!(&*self.route.borrow(), Route::Asleep(_)),
+            last_crash: last.clone(),
+        }
     }
 
     fn counters(&self) -> BackendCounters {
@@ -275,12 +349,23 @@ pub(crate) async fn forward(
     };
     let result = exchange.answer(&proxy, request).await;
     match result {
-        Ok(answer) => Ok(answer.into_response(exchange)),
+        Ok(Reached::Engine(answer)) => Ok(answer.into_response(exchange)),
+        Ok(Reached::Memory(answer)) => {
+            exchange.ended(End::Complete);
+            Ok(answer)
+        }
         Err(error) => {
             exchange.ended(End::Failed);
             Err(error)
         }
     }
+}
+
+/// Where a request was answered.
+enum Reached {
+    Engine(Answer),
+    /// In the place of one that sleeps.
+    Memory(Response),
 }
 
 /// A request from its arrival to the last byte of its answer; counted when dropped.
@@ -297,22 +382,30 @@ impl Exchange {
         self.end = self.end.map(|_| end);
     }
 
-    async fn answer(&self, proxy: &Proxy, request: Request) -> Result<Answer, ApiError> {
+    async fn answer(&self, proxy: &Proxy, request: Request) -> Result<Reached, ApiError> {
         let (head, body) = request.into_parts();
         let copy = Request::from_parts(head.clone(), body);
         let body = RawBody::from_request(copy, &self.app).await?.into_bytes();
         let message = Message::new(head, body, &self.app.config.api_prefix);
+        if let Some(answer) = proxy.recalled(&message) {
+            return Ok(Reached::Memory(answer));
+        }
         let upstream = proxy.upstream(None).await?;
         let error = match begin(&upstream, &message).await {
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => return Ok(Reached::Engine(answer)),
             Err(error) => error,
         };
+        // It went to sleep just now.
+        if let Some(answer) = proxy.recalled(&message) {
+            return Ok(Reached::Memory(answer));
+        }
         proxy.retried.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(
             "the engine ended before it answered ({error}); the request is sent once more"
         );
         let next = proxy.upstream(Some(&upstream)).await?;
-        begin(&next, &message).await.map_err(|error| {
+        let answer = begin(&next, &message).await;
+        answer.map(Reached::Engine).map_err(|error| {
             ApiError::server(format!(
                 "the engine ended twice while it worked on this request ({error})"
             ))
@@ -334,6 +427,7 @@ impl Drop for Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::Bytes;
 
     #[test]
     fn only_files_of_a_page_are_open() {
@@ -363,6 +457,34 @@ mod tests {
         let error = proxy.upstream(Some(&second)).await.err().unwrap();
         assert_eq!(error.status, 503);
         assert!(error.message.contains("broken"));
+    }
+
+    #[tokio::test]
+    async fn work_wakes_a_sleeping_engine_and_looks_do_not() {
+        let proxy = Proxy::new(1);
+        let upstream = |path: &str| Upstream::new(Address::Unix(path.into()), None);
+        let (first, second) = (upstream("/a"), upstream("/b"));
+        first.remember("/props", json!({"n_ctx": 7}));
+        let (woken, next) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&second));
+        let (seen, weak) = (Arc::clone(&woken), Arc::downgrade(&proxy));
+        proxy.on_wake(move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+            let (proxy, next) = (weak.upgrade().unwrap(), Arc::clone(&next));
+            tokio::spawn(async move { proxy.set_route(Route::To(next)) });
+        });
+        proxy.set_route(Route::Asleep(first));
+        assert!(proxy.condition().is_asleep && proxy.state() == BackendState::Ready);
+        let get = |uri: &str| {
+            let request = Request::builder().uri(uri).body(()).unwrap();
+            Message::new(request.into_parts().0, Bytes::new(), "/llm")
+        };
+        assert!(proxy.recalled(&get("/llm/props")).is_some());
+        assert!(proxy.recalled(&get("/slots")).is_none());
+        assert_eq!(woken.load(Ordering::Relaxed), 0);
+        assert!(Arc::ptr_eq(&proxy.upstream(None).await.unwrap(), &second));
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
+        assert!(!proxy.condition().is_asleep);
+        assert!(proxy.recalled(&get("/props")).is_none());
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn own_metrics(app: &App) -> Result<String, ApiError> {
     let proxy = app.proxy()?;
     let seen = app.metrics.seen();
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let ready = matches!(&*proxy.route.borrow(), Route::To(_));
+    let ready = matches!(&*proxy.route.borrow(), Route::To(_) | Route::Asleep(_));
     let counters = app.backend.counters();
     // It has a queue of its own.
     let queued = counters.processing.saturating_sub(counters.slots);
@@ -52,7 +52,7 @@ fn own_metrics(app: &App) -> Result<String, ApiError> {
         (
             "bitnet_ready",
             "gauge",
-            "1 when an engine takes requests now.",
+            "1 when an engine takes requests, or sleeps until one comes.",
             u64::from(ready && app.state() == BackendState::Ready),
         ),
         (

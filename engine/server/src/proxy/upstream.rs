@@ -1,11 +1,12 @@
 //! One engine, and a request's way to it: a connection per request, polled by whoever wants the answer.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -64,6 +66,8 @@ pub struct Upstream {
     authorization: Option<HeaderValue>,
     in_flight: AtomicUsize,
     moves: AtomicU64,
+    /// Answers by path, for the time after its end.
+    memory: Mutex<BTreeMap<String, Value>>,
 }
 
 impl Upstream {
@@ -79,7 +83,19 @@ impl Upstream {
             authorization,
             in_flight: AtomicUsize::new(0),
             moves: AtomicU64::new(0),
+            memory: Mutex::default(),
         })
+    }
+
+    /// What it answers to `GET path`, to be said in its place while it sleeps.
+    pub fn remember(&self, path: &str, answer: Value) {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.insert(path.to_owned(), answer);
+    }
+
+    pub(super) fn remembered(&self, path: &str) -> Option<Value> {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.get(path).cloned()
     }
 
     /// Requests it has that have not ended.
