@@ -326,6 +326,7 @@ mod tests {
                 said("reverse-prompt", "y"),
             ],
             warnings: Vec::new(),
+            offline: false,
         };
         assert_eq!(
             as_typed(&flags),
