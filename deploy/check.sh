@@ -26,11 +26,14 @@ if command -v kustomize >/dev/null || have kubectl "Kubernetes manifests"; then
         fi
     done
     # Operators' own kinds have no schema here, so they are only rendered.
-    for part in keda servicemonitor; do
+    for part in hpa keda servicemonitor; do
         mkdir -p "$work/$part"
         cp -r "deploy/kubernetes/components/$part" "$work/$part/component"
         printf 'components: [component]\n' >"$work/$part/kustomization.yaml"
-        render "$work/$part" >/dev/null
+        render "$work/$part" >"$work/manifests.yaml"
+        if [ "$part" = hpa ] && command -v kubernetes-validate >/dev/null; then
+            kubernetes-validate --strict --quiet "$work/manifests.yaml"
+        fi
     done
 fi
 if have promtool "Prometheus configuration and alerts"; then
