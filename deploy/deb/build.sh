@@ -3,7 +3,7 @@
 #
 #     cargo install cargo-deb --locked
 #     deploy/deb/build.sh                  # builds the program first
-#     deploy/deb/build.sh BINARY           # packs this one
+#     deploy/deb/build.sh BINARY           # packs this one; DEB_FLAGS are more flags of `cargo deb`, such as --fast
 #
 # Manual pages and completions come from the program itself, so it has to run here. Needs cargo-deb, dpkg and gzip. The package lands in
 # target/debian. Twice from one commit it is the same, byte for byte: its times are the commit's.
@@ -30,4 +30,13 @@ if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
     SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
     export SOURCE_DATE_EPOCH
 fi
-cargo deb --no-build --no-strip
+version=$("$stage/bitnet-launch" --version | cut -d ' ' -f 2)
+maintainer=$(sed -n 's/^maintainer = "\(.*\)"/\1/p' Cargo.toml)
+cat >"$stage/changelog" <<END
+bitnet-launch ($version-1) unstable; urgency=medium
+
+  * What changed stands in CHANGELOG.md beside this file.
+
+ -- $maintainer  $(date -R -u -d "@$SOURCE_DATE_EPOCH")
+END
+cargo deb --no-build --no-strip ${DEB_FLAGS:-}
