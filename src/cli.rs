@@ -123,6 +123,9 @@ pub(crate) struct EngineArgs {
     /// Give nothing up
     #[arg(long)]
     pub unconfined: bool,
+    /// Nice value
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    pub nice: i32,
     /// Folder of saved slots
     #[arg(long)]
     pub slot_folder: Option<PathBuf>,

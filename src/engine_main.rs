@@ -32,6 +32,7 @@ pub(crate) fn run(args: &EngineArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr();
     let control = control_socket()?;
     tie_to_parent();
+    take_priority(args.nice);
     let reader = control.try_clone()?;
     let demo = || Some(demo::bytes());
     match engine::run(reader, control, demo, |config| confine(args, config)) {
@@ -73,6 +74,17 @@ fn log_to_stderr() {
         .with_target(false)
         .without_time()
         .try_init();
+}
+
+/// Threads started later have the same.
+fn take_priority(nice: i32) {
+    if nice != 0
+        && let Err(error) = rustix::process::setpriority_process(None, nice)
+    {
+        tracing::warn!(
+            "the priority stays as it is (nice value {nice} is refused: {error}); CAP_SYS_NICE or LimitNICE= would allow it"
+        );
+    }
 }
 
 fn control_socket() -> anyhow::Result<UnixStream> {

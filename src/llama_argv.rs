@@ -74,6 +74,8 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Request, A
     let mut flags = Flags::default();
     let is_engine = |arg: &String| arg == "--engine" || arg.starts_with("--engine=");
     let for_another = args.iter().any(is_engine);
+    // Another engine undoes them itself.
+    let mut escapes = !for_another;
     while let Some(typed) = args.pop_front() {
         let (flag, inline) = lookup(&typed)?;
         let name = typed.split('=').next().unwrap_or(&typed).to_owned();
@@ -81,15 +83,51 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Request, A
         match flag.action {
             Action::Help => return Ok(Request::Help),
             Action::Version => return Ok(Request::Version),
-            Action::Accept | Action::Warn(_) | Action::ZeroOrWarn(_) | Action::Refuse(_)
+            Action::Accept
+            | Action::Warn(_)
+            | Action::ZeroOrWarn(_)
+            | Action::Refuse(_)
+            | Action::Escapes(_)
                 if for_another =>
             {
                 hand_over(name, value, &mut flags);
             }
+            Action::Escapes(on) => escapes = on,
             _ => apply(flag, &name, value, &mut flags)?,
         }
     }
+    if escapes {
+        let texts = flags.values.iter_mut();
+        for (_, text, _) in texts.filter(|(key, ..)| ESCAPED.contains(key)) {
+            *text = unescaped(text);
+        }
+    }
     Ok(Request::Serve(flags))
+}
+
+/// Settings whose texts may be written with escapes.
+const ESCAPED: &[&str] = &["reverse-prompt", "system-prompt"];
+
+/// `\n`, `\r`, `\t`, quotes, backslashes and `\x41`; what is none of these stays as it is.
+fn unescaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        out.push_str(before);
+        let code = after.strip_prefix('x').and_then(|hex| hex.get(..2));
+        let code = code.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let (length, found) = match (after.chars().next(), code) {
+            (Some('n'), _) => (1, '\n'),
+            (Some('r'), _) => (1, '\r'),
+            (Some('t'), _) => (1, '\t'),
+            (Some(c @ ('\'' | '"' | '\\')), _) => (1, c),
+            (Some('x'), Some(code)) if code.is_ascii() => (3, char::from(code)),
+            _ => (0, '\\'),
+        };
+        out.push(found);
+        rest = &after[length..];
+    }
+    out + rest
 }
 
 /// The first argument that is one of llama-server's flags of one dash and several letters, such as `-np`: this program's own
@@ -193,6 +231,8 @@ fn apply(
     let mut set =
         |key: &'static str, value: String| flags.values.push((key, value, name.to_owned()));
     match flag.action {
+        // What a bare `--numa` once meant.
+        Action::Set("numa") => set("numa", value.unwrap_or_else(|| "distribute".to_owned())),
         Action::Set(key) => set(key, value.unwrap_or_else(|| "on".to_owned())),
         Action::SetTo(key, to) => set(key, to.to_owned()),
         Action::CpuMask => {
@@ -212,7 +252,7 @@ fn apply(
             return Err(ArgvError::Refused { flag, why });
         }
         Action::Offline => flags.offline = true,
-        Action::Accept | Action::Help | Action::Version => {}
+        Action::Accept | Action::Escapes(_) | Action::Help | Action::Version => {}
     }
     Ok(())
 }
@@ -279,6 +319,8 @@ pub(crate) fn help() -> String {
             Action::Version => "Print the version".to_owned(),
             Action::Offline => "Nothing is downloaded for -hf".to_owned(),
             Action::Accept => "Accepted; nothing to do here".to_owned(),
+            Action::Escapes(true) => "Read `\\n` and the like in -r and -p; the default".to_owned(),
+            Action::Escapes(false) => "Leave them as they are".to_owned(),
             Action::Warn(why) | Action::ZeroOrWarn(why) => format!("No effect: {why}"),
             Action::Refuse(why) => format!("Refused: {why}"),
         };

@@ -176,6 +176,7 @@ pub(crate) fn plan(
         batch: prefill_batch.value,
         threads: 1,
         budget: budget(host).map(|budget| budget.at_most(settings.memory_bytes.value)),
+        copies_file: settings.weights.value == Some(WeightsHome::Copied),
     };
     let cpus = Cpus::new(host, settings, wanted_bytes(&sizes, settings), pin.value)?;
     let decode_cpus = cpus.decode(&settings.threads, &mut warnings);
@@ -532,6 +533,7 @@ pub(crate) fn weights_name(home: WeightsHome) -> &'static str {
     match home {
         WeightsHome::HugePages => "huge_pages",
         WeightsHome::Mapped => "mapped",
+        WeightsHome::Copied => "copied",
     }
 }
 

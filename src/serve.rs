@@ -484,6 +484,7 @@ impl Opening {
         let engines = EngineProcesses {
             log_level: settings.log_level.value.map(|level| level.to_string()),
             unconfined: !settings.sandbox.value,
+            nice: settings.nice.value,
             slot_folder: settings.slot_save_path.value.clone(),
         };
         let notices = unstarted

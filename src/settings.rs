@@ -113,6 +113,17 @@ pub(crate) enum Affinity {
     Cpus(CpuSet),
 }
 
+/// What becomes of a machine's nodes of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numa {
+    /// Threads evenly over all of them.
+    Distribute,
+    /// Threads on one.
+    Isolate,
+    /// Threads on the CPUs that `numactl` left.
+    Numactl,
+}
+
 /// What the machine is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UseCase {
@@ -292,6 +303,10 @@ pub(crate) struct Settings {
     pub threads_batch: Setting<Option<usize>>,
     /// Pinning.
     pub cpu_affinity: Setting<Affinity>,
+    /// Nodes of memory; `None` is automatic.
+    pub numa: Setting<Option<Numa>>,
+    /// Nice value of the process that computes.
+    pub nice: Setting<i32>,
     /// What for.
     pub use_case: Setting<UseCase>,
     /// Context in tokens; of each slot, or of all when `parallel` is set, too. 0 is all of the model's, `None` automatic.

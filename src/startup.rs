@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use bitnet_model::facts::ModelFacts;
 use bitnet_model::gguf::Gguf;
-use bitnet_model::protocol::ModelSource;
+use bitnet_model::protocol::{ModelSource, Overrides};
 
 use crate::demo;
 use crate::host::Host;
@@ -40,7 +40,7 @@ pub(crate) fn prepare(settings: &Settings) -> anyhow::Result<Prepared> {
 /// # Errors
 /// As [`prepare`].
 pub(crate) fn prepare_on(host: Host, settings: &Settings) -> anyhow::Result<Prepared> {
-    let gguf = open(&settings.model.value)?;
+    let gguf = open(&settings.model.value, &settings.overrides)?;
     let facts = ModelFacts::read(&gguf, &settings.overrides)
         .with_context(|| format!("cannot use {}", described(&settings.model.value)))?;
     let (plan, profile) = decide(&host, &facts, settings)?;
@@ -73,15 +73,16 @@ pub(crate) fn decide(
     Ok(tuned().unwrap_or((default, None)))
 }
 
-/// Opens the model's file, or the bundled one.
+/// Opens the model's file, or the bundled one; some of its keys may be given other values.
 ///
 /// # Errors
 /// When it is no readable GGUF file.
-pub(crate) fn open(model: &ModelSource) -> anyhow::Result<Gguf> {
+pub(crate) fn open(model: &ModelSource, overrides: &Overrides) -> anyhow::Result<Gguf> {
     match model {
         ModelSource::File(path) => Gguf::open(path),
         ModelSource::Demo => Gguf::from_bytes(demo::bytes()),
     }
+    .and_then(|gguf| gguf.with_keys(&overrides.keys))
     .with_context(|| format!("cannot load {}", described(model)))
 }
 

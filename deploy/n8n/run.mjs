@@ -33,6 +33,7 @@ const EXPECTED = {
   chatmodel: ["Basic LLM Chain", (item) => item.text.length > 0],
   responses: ["Basic LLM Chain", (item) => item.text.length > 0],
   structured: ["Read", (item) => typeof item.title === "string" && Number.isInteger(item.animals)],
+  schema: ["Read", (item) => typeof item.title === "string" && Number.isInteger(item.animals)],
   parser: ["Basic LLM Chain", (item) => typeof item.output.title === "string"],
   agent: ["AI Agent", (item) => typeof item.output === "string"],
   agentresponses: ["AI Agent", (item) => typeof item.output === "string"],

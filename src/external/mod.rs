@@ -253,7 +253,7 @@ fn prepare_on(
         ModelSource::File(path) => path.clone(),
         ModelSource::Demo => return Err(ExternalError::NoModelFile.into()),
     };
-    let gguf = startup::open(&settings.model.value)?;
+    let gguf = startup::open(&settings.model.value, &settings.overrides)?;
     let program = Program::probe(&path)?;
     let mut warnings = Vec::new();
     if settings.external.check.value {

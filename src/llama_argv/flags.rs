@@ -34,6 +34,8 @@ pub(super) enum Action {
     ZeroOrWarn(&'static str),
     /// Going on without it would be wrong.
     Refuse(&'static str),
+    /// Whether `\n` and the like in texts of the command line stand for other characters.
+    Escapes(bool),
     /// Print the list.
     Help,
     /// Print the version.
@@ -63,7 +65,9 @@ const fn flag(
     }
 }
 
-use Action::{Accept, CpuMask, Help, Offline, Refuse, Set, SetTo, Version, Warn, ZeroOrWarn};
+use Action::{
+    Accept, CpuMask, Escapes, Help, Offline, Refuse, Set, SetTo, Version, Warn, ZeroOrWarn,
+};
 use Arity::{Bare, One, OneOf, Two};
 
 /// Every flag, in the order of the help.
@@ -88,24 +92,26 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["-Cb", "--cpu-mask-batch"], One, Warn("prompts run on the CPUs that tokens run on"), &[]),
     flag(&["-Crb", "--cpu-range-batch"], One, Warn("prompts run on the CPUs that tokens run on"), &[]),
     flag(&["--cpu-strict", "--cpu-strict-batch"], One, Accept, &[]),
-    flag(&["--prio", "--prio-batch"], One, ZeroOrWarn("the scheduling priority is left as it is"), &[]),
+    flag(&["--prio"], One, Set("prio"), &[]),
+    flag(&["--prio-batch"], One, ZeroOrWarn("prompts are read with the priority of `--prio`"), &[]),
     flag(&["--poll", "--poll-batch"], One, Accept, &[]),
-    flag(&["--numa"], OneOf(&["distribute", "isolate", "numactl"]), Warn("`bitnet-launch serve --per-node` starts one server per NUMA node instead"), &["LLAMA_ARG_NUMA"]),
+    flag(&["--numa"], OneOf(&["distribute", "isolate", "numactl"]), Set("numa"), &[]),
     flag(&["-c", "--ctx-size"], One, Set("ctx-size"), &[]),
     flag(&["-n", "--predict", "--n-predict"], One, Set("n-predict"), &[]),
     flag(&["-b", "--batch-size"], One, Set("batch-size"), &[]),
     flag(&["-ub", "--ubatch-size"], One, Set("ubatch-size"), &[]),
     flag(&["-np", "--parallel"], One, Set("parallel"), &[]),
-    flag(&["-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified"], Bare, Accept, &["LLAMA_ARG_KV_UNIFIED", "LLAMA_ARG_NO_KV_UNIFIED"]),
-    flag(&["--kv-unified-per-slot"], One, Accept, &["LLAMA_ARG_KV_UNIFIED_PER_SLOT"]),
+    flag(&["-kvu", "--kv-unified"], Bare, Warn("each slot has a context of its own: `--ctx-size` divided by `--parallel`"), &["LLAMA_ARG_KV_UNIFIED"]),
+    flag(&["-no-kvu", "--no-kv-unified"], Bare, Accept, &["LLAMA_ARG_NO_KV_UNIFIED"]),
+    flag(&["--kv-unified-per-slot"], One, Warn("each slot has a context of its own: `--ctx-size` divided by `--parallel`"), &["LLAMA_ARG_KV_UNIFIED_PER_SLOT"]),
     flag(&["-cb", "--cont-batching"], Bare, Accept, &["LLAMA_ARG_CONT_BATCHING"]),
     flag(&["-nocb", "--no-cont-batching"], Bare, Warn("requests are always batched"), &["LLAMA_ARG_NO_CONT_BATCHING"]),
     flag(&["-fa", "--flash-attn"], OneOf(&["on", "off", "auto", "1", "0", "true", "false", "enabled", "disabled"]), Accept, &["LLAMA_ARG_FLASH_ATTN"]),
     flag(&["-ctk", "--cache-type-k", "-ctv", "--cache-type-v"], One, Set("kv-type"), &[]),
-    flag(&["--mmap"], Bare, Accept, &["LLAMA_ARG_MMAP"]),
-    flag(&["--no-mmap"], Bare, Warn("weights leave the file for memory after the start, where there is room; `--weights huge_pages` insists on it"), &["LLAMA_ARG_NO_MMAP"]),
+    flag(&["--mmap"], Bare, SetTo("mmap", "on"), &[]),
+    flag(&["--no-mmap"], Bare, SetTo("mmap", "off"), &[]),
     flag(&["--mlock"], Bare, SetTo("mlock", "on"), &[]),
-    flag(&["-lm", "--load-mode"], One, Accept, &["LLAMA_ARG_LOAD_MODE"]),
+    flag(&["-lm", "--load-mode"], One, Set("load-mode"), &[]),
     flag(&["-dio", "--direct-io", "-ndio", "--no-direct-io"], Bare, Accept, &["LLAMA_ARG_DIO", "LLAMA_ARG_NO_DIO"]),
     flag(&["--keep"], One, Set("keep"), &[]),
     flag(&["--context-shift"], Bare, SetTo("context-shift", "on"), &[]),
@@ -184,7 +190,10 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["-jf", "--json-schema-file"], One, Set("json-schema-file"), &[]),
     flag(&["-r", "--reverse-prompt"], One, Set("reverse-prompt"), &[]),
     flag(&["-sp", "--special"], Bare, SetTo("special", "on"), &[]),
-    flag(&["-e", "--escape", "--no-escape", "--spm-infill", "--warmup", "--no-warmup", "--check-tensors", "--verbose-prompt"], Bare, Accept, &[]),
+    flag(&["-e", "--escape"], Bare, Escapes(true), &[]),
+    flag(&["--no-escape"], Bare, Escapes(false), &[]),
+    flag(&["--spm-infill", "--warmup", "--no-warmup", "--verbose-prompt"], Bare, Accept, &[]),
+    flag(&["--check-tensors"], Bare, Warn("weights are not searched for invalid numbers at the start; `bitnet-launch inspect FILE --verify` does it"), &[]),
     flag(&["--embedding", "--embeddings"], Bare, Accept, &["LLAMA_ARG_EMBEDDINGS"]),
     flag(&["--pooling"], One, Set("pooling"), &[]),
     flag(&["--embd-normalize"], One, Set("embd-normalize"), &[]),
@@ -194,9 +203,12 @@ pub(super) const FLAGS: &[Flag] = &[
     flag(&["--lora-scaled", "--control-vector-scaled", "--control-vector-layer-range"], Two, Refuse("adapters can't be added to ternary weights"), &[]),
     flag(&["--lora-init-without-apply"], Bare, Accept, &[]),
     flag(&["--rope-freq-base"], One, Set("rope-freq-base"), &[]),
-    flag(&["--rope-scaling", "--rope-scale", "--rope-freq-scale", "--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor", "--yarn-beta-slow", "--yarn-beta-fast"], One, Warn("positions follow the model file"), &["LLAMA_ARG_ROPE_SCALING_TYPE", "LLAMA_ARG_ROPE_SCALE", "LLAMA_ARG_ROPE_FREQ_SCALE", "LLAMA_ARG_YARN_ORIG_CTX", "LLAMA_ARG_YARN_EXT_FACTOR", "LLAMA_ARG_YARN_ATTN_FACTOR", "LLAMA_ARG_YARN_BETA_SLOW", "LLAMA_ARG_YARN_BETA_FAST"]),
+    flag(&["--rope-freq-scale"], One, Set("rope-freq-scale"), &[]),
+    flag(&["--rope-scale"], One, Set("rope-scale"), &[]),
+    flag(&["--rope-scaling"], One, Set("rope-scaling"), &[]),
+    flag(&["--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor", "--yarn-beta-slow", "--yarn-beta-fast"], One, Warn("positions are scaled linearly"), &["LLAMA_ARG_YARN_ORIG_CTX", "LLAMA_ARG_YARN_EXT_FACTOR", "LLAMA_ARG_YARN_ATTN_FACTOR", "LLAMA_ARG_YARN_BETA_SLOW", "LLAMA_ARG_YARN_BETA_FAST"]),
     flag(&["-gan", "--grp-attn-n", "-gaw", "--grp-attn-w"], One, Warn("self-extend is not offered"), &["LLAMA_ARG_GRP_ATTN_N", "LLAMA_ARG_GRP_ATTN_W"]),
-    flag(&["--override-kv"], One, Warn("use `bitnet-launch --activation`, `--pre-tokenizer` or `--rope-freq-base`"), &["LLAMA_ARG_OVERRIDE_KV"]),
+    flag(&["--override-kv"], One, Set("override-kv"), &[]),
     flag(&["--log-disable"], Bare, SetTo("log-level", "error"), &[]),
     flag(&["-v", "--verbose", "--log-verbose"], Bare, SetTo("log-level", "debug"), &[]),
     flag(&["-lv", "--verbosity", "--log-verbosity"], One, Set("log-level"), &[]),

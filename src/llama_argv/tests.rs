@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::settings::{Dialect, Environment, Settings};
-use bitnet_model::protocol::ModelSource;
+use crate::settings::{Dialect, Environment, Numa, Settings};
+use bitnet_model::protocol::{KeyValue, ModelSource, WeightsHome};
 
 fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
@@ -75,7 +75,120 @@ fn the_old_launchers_documented_forms() {
         (s.threads.value, s.threads_batch.value, s.mlock.value),
         (Some(8), Some(8), true)
     );
-    assert_eq!(s.warnings.len(), 2, "{:?}", s.warnings);
+    assert_eq!(s.weights.value, Some(WeightsHome::Copied));
+    assert_eq!(s.numa.value, Some(Numa::Distribute));
+    assert!(s.warnings.is_empty(), "{:?}", s.warnings);
+}
+
+#[test]
+fn how_a_file_is_loaded() {
+    let loaded = |line: &str| {
+        let s = settings(line);
+        (s.weights.value, s.mlock.value)
+    };
+    let copied = Some(WeightsHome::Copied);
+    for (line, wanted) in [
+        ("", (None, false)),
+        ("--no-mmap", (copied, false)),
+        ("--no-mmap --mmap", (None, false)),
+        ("-lm none", (copied, false)),
+        ("-lm dio --mmap", (None, false)),
+        ("-lm mlock", (None, true)),
+        ("--load-mode mmap+mlock", (None, true)),
+        ("-lm auto --mlock", (None, true)),
+    ] {
+        assert_eq!(loaded(line), wanted, "{line}");
+    }
+    let env = Environment::from([("LLAMA_ARG_NO_MMAP".into(), "1".into())]);
+    let s = Settings::read(flags(""), &env, Dialect::LlamaServer).unwrap();
+    assert_eq!(s.weights.value, copied);
+    assert_eq!(
+        s.weights.source.to_string(),
+        "environment LLAMA_ARG_NO_MMAP"
+    );
+    let error = Settings::read(flags("-lm x"), &Environment::new(), Dialect::LlamaServer);
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.starts_with("flag -lm is `x`, expected `auto`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn positions_keys_and_priority() {
+    let scale = |line: &str| settings(line).overrides.rope_freq_scale;
+    assert_eq!(scale("--rope-freq-scale 0.5"), Some(0.5));
+    assert_eq!(scale("--rope-scale 4"), Some(0.25));
+    assert_eq!(scale("--rope-scale 4 --rope-scaling none"), Some(1.0));
+    assert_eq!(
+        (scale("--rope-scaling linear"), scale("--rope-freq-scale 0")),
+        (None, None)
+    );
+    let s = settings("--rope-scaling yarn --prio 2");
+    assert_eq!(
+        (s.warnings.len(), s.nice.value),
+        (1, -10),
+        "{:?}",
+        s.warnings
+    );
+    let s = settings(
+        "--override-kv tokenizer.ggml.add_bos_token=bool:false,a.b=int:-3 --override-kv general.name=str:x=y:z --override-kv a.c=float:1e-5",
+    );
+    let keys = s
+        .overrides
+        .keys
+        .iter()
+        .map(|one| (one.key.as_str(), one.value.clone()));
+    assert_eq!(
+        keys.collect::<Vec<_>>(),
+        [
+            ("tokenizer.ggml.add_bos_token", KeyValue::Bool(false)),
+            ("a.b", KeyValue::Int(-3)),
+            ("general.name", KeyValue::Str("x=y:z".into())),
+            ("a.c", KeyValue::Float(1e-5)),
+        ]
+    );
+    assert!(s.warnings.is_empty(), "{:?}", s.warnings);
+    for wrong in [
+        "a",
+        "a=int",
+        "a=int:x",
+        "a=bool:1",
+        "=int:1",
+        "a=u8:1",
+        "a=float:nan",
+    ] {
+        let flags = flags(&format!("--override-kv {wrong}"));
+        let error = Settings::read(flags, &Environment::new(), Dialect::LlamaServer);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("expected `KEY=TYPE:VALUE`"), "{error}");
+    }
+}
+
+#[test]
+fn escapes_stand_for_other_characters() {
+    let stops = |args: &[&str]| {
+        let Request::Serve(flags) = parse(args.iter().map(ToString::to_string)).unwrap() else {
+            panic!("{args:?}");
+        };
+        Settings::read(flags, &Environment::new(), Dialect::LlamaServer).unwrap()
+    };
+    let s = stops(&[
+        "-r",
+        r"\n\nUser:",
+        "-r",
+        r"a\\n\x41\q",
+        "-p",
+        r"One\tline",
+        "--dry-sequence-breaker",
+        r"\n",
+    ]);
+    assert_eq!(s.stop.value, ["\n\nUser:", r"a\nA\q"]);
+    assert_eq!(s.system_prompt.value.as_deref(), Some("One\tline"));
+    assert_eq!(s.sampling.dry_sequence_breakers.value, ["\n"]);
+    assert_eq!(stops(&["-r", r"\n", "--no-escape"]).stop.value, [r"\n"]);
+    assert_eq!(unescaped(r"\x4"), r"\x4");
+    assert_eq!(unescaped(r"é\xC3\"), r"é\xC3\");
 }
 
 #[test]
@@ -203,15 +316,8 @@ fn another_engine_gets_what_means_nothing_here() {
     let s = settings(
         "--engine /opt/llama-server -fa on --numa distribute --temp 0.5 --lora-scaled a.gguf 0.5",
     );
-    let args = [
-        "-fa",
-        "on",
-        "--numa",
-        "distribute",
-        "--lora-scaled",
-        "a.gguf",
-        "0.5",
-    ];
+    assert_eq!(s.numa.value, Some(Numa::Distribute));
+    let args = ["-fa", "on", "--lora-scaled", "a.gguf", "0.5"];
     assert_eq!(s.external.args.value, args);
     assert!(s.warnings.is_empty(), "{:?}", s.warnings);
     assert!(parse(words("--lora-scaled a.gguf 0.5")).is_err());

@@ -1,11 +1,11 @@
 //! Which CPUs the threads run on, and whether they are pinned there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Choice, PlanError, Reason, Warning};
 use crate::host::topology::{CoreKind, LogicalCpu, Node};
 use crate::host::{CpuSet, Host};
-use crate::settings::{Affinity, Setting, Settings, Source};
+use crate::settings::{Affinity, Numa, Setting, Settings, Source};
 
 /// The allowed CPUs, ranked, and the bound on how many may be kept busy.
 pub(super) struct Cpus {
@@ -59,7 +59,12 @@ impl Cpus {
             quota: quota.map(|quota| (quota.threads(), quota.to_string())),
             asked,
         };
-        match choose_node(host, &set, needed_bytes).filter(|_| pin && cpus.asked.is_none()) {
+        let node = match settings.numa.value {
+            None => choose_node(host, &set, needed_bytes).filter(|_| pin),
+            Some(Numa::Isolate) => choose_node(host, &set, 0),
+            Some(Numa::Distribute | Numa::Numactl) => None,
+        };
+        match node.filter(|_| cpus.asked.is_none()) {
             Some((node, of)) => {
                 let near = set.intersection(&node.cpus);
                 cpus.rank(host, &set.difference(&near));
@@ -76,7 +81,30 @@ impl Cpus {
             }
             None => cpus.rank(host, &set),
         }
+        if settings.numa.value == Some(Numa::Distribute) {
+            cpus.spread(host);
+        }
         Ok(cpus)
+    }
+
+    /// One CPU of each node in turn, so that any number of threads lies evenly over the nodes.
+    fn spread(&mut self, host: &Host) {
+        let nodes = &host.topology.nodes;
+        let node_of = |cpu: usize| nodes.iter().position(|node| node.cpus.contains(cpu));
+        for list in [
+            &mut self.performance,
+            &mut self.efficiency,
+            &mut self.siblings,
+        ] {
+            let mut seen = BTreeMap::new();
+            let turns = list.iter().map(|cpu| {
+                let turn = seen.entry(node_of(*cpu)).or_insert(0);
+                *turn += 1;
+                (*turn, *cpu)
+            });
+            let turns: HashMap<usize, i32> = turns.map(|(turn, cpu)| (cpu, turn)).collect();
+            list.sort_by_key(|cpu| turns[cpu]);
+        }
     }
 
     fn rank(&mut self, host: &Host, set: &CpuSet) {
@@ -270,6 +298,10 @@ pub(super) fn choose_pin(host: &Host, settings: &Settings) -> Choice<bool> {
         Affinity::Cpus(_) => return Choice::new(true, asked),
         Affinity::None => return Choice::new(false, asked),
         Affinity::Auto => {}
+    }
+    let places = matches!(settings.numa.value, Some(Numa::Isolate | Numa::Distribute));
+    if places && host.topology.nodes.len() > 1 {
+        return Choice::new(true, Reason::asked(&settings.numa.source));
     }
     if let Some(quota) = &host.limits.quota {
         let quota = quota.to_string();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use bitnet_kernels::Packing;
 use bitnet_model::facts::ModelFacts;
+use bitnet_model::gguf::TensorType;
 use bitnet_model::protocol::{HeadMode, KvType};
 use bitnet_model::screening;
 
@@ -150,6 +151,8 @@ pub(super) struct Sizes<'a> {
     pub(super) batch: usize,
     pub(super) threads: usize,
     pub(super) budget: Option<Budget>,
+    /// The file is copied whole into memory.
+    pub(super) copies_file: bool,
 }
 
 impl Sizes<'_> {
@@ -162,11 +165,23 @@ impl Sizes<'_> {
         MemoryPlan {
             head_copies_bytes: head_copies_bytes(facts, self.head),
             // The file's pages that a copy was made from are given back.
-            weights_bytes: self.ternary_bytes() + facts.dense_bytes() + facts.vector_bytes,
+            weights_bytes: self.ternary_bytes()
+                + facts.dense_bytes()
+                + facts.vector_bytes
+                + self.unused_copy_bytes(),
             kv_bytes: positions * facts.kv_bytes_per_token(self.kv_type),
             buffers_bytes: ((activations + logits + scores) * size_of::<f32>()) as u64,
             program_bytes: program_bytes(facts.n_vocab as u64),
             budget: self.budget.clone(),
+        }
+    }
+
+    /// Of a copied file, the matrices that were packed anew stay in memory.
+    fn unused_copy_bytes(&self) -> u64 {
+        let is_used = self.packing == Packing::I2S && self.facts.ternary_type == TensorType::I2S;
+        match self.copies_file && !is_used {
+            true => self.facts.weight_bytes,
+            false => 0,
         }
     }
 
@@ -295,14 +310,21 @@ fn wanted_context(
         let source_ = source.clone();
         return Err(PlanError::Context { tokens, source_ });
     }
-    if tokens > model {
+    let reach = match settings.overrides.rope_freq_base {
+        // Who changes the base does it to go further.
+        Some(_) => usize::MAX,
+        None => (model as f64 / f64::from(facts.rope.freq_scale.min(1.0))) as usize,
+    };
+    if tokens > reach {
         warnings.push(Warning::new(
             format!(
-                "a context of {tokens} tokens per slot ({source}) is more than the model's {model}"
+                "a context of {tokens} tokens per slot ({source}) is more than the model's {reach}"
             ),
-            format!("{model} are used, since beyond them the text falls apart"),
+            format!(
+                "{reach} are used, since beyond them the text falls apart; `--rope-freq-scale` stretches positions"
+            ),
         ));
-        return Ok(Choice::new(model, Reason::ModelContext));
+        return Ok(Choice::new(reach, Reason::ModelContext));
     }
     let because = match settings.parallel.value {
         Some(slots) => Reason::SharedContext {

@@ -135,6 +135,64 @@ fn two_sockets_use_the_node_that_holds_the_model() {
 }
 
 #[test]
+fn numa_as_asked() {
+    let cpus = |flags: &[(&'static str, &str)]| {
+        let plan = planned("two-sockets-2x16", flags).unwrap();
+        (plan.decode_cpus.value, plan.pin.value)
+    };
+    let (all, pinned) = cpus(&[("numa", "distribute")]);
+    assert_eq!((all.len(), pinned), (32, true));
+    let (four, _) = cpus(&[("numa", "distribute"), ("threads", "4")]);
+    assert_eq!(four, [0, 16, 1, 17]);
+    assert_eq!(cpus(&[("numa", "numactl")]).0, (0..32).collect::<Vec<_>>());
+    let mut full = host("two-sockets-2x16");
+    for node in &mut full.topology.nodes {
+        node.available_bytes = Some(1 << 20);
+    }
+    let isolated = plan(&full, &facts_2b(), &settings(&[("numa", "isolate")], &[]));
+    assert_eq!(isolated.unwrap().threads(), 16);
+    let one_node = planned("desktop-8c16t", &[("numa", "distribute")]).unwrap();
+    assert_eq!(one_node.decode_cpus.value, (0..8).collect::<Vec<_>>());
+}
+
+#[test]
+fn scaled_positions_reach_further() {
+    let asked = [("ctx-size", "16384")];
+    let slots = |facts: &ModelFacts, flags: &[(&'static str, &str)]| {
+        let flags = [&asked[..], flags].concat();
+        plan(&host("two-sockets-2x16"), facts, &settings(&flags, &[])).unwrap()
+    };
+    let mut facts = facts_2b();
+    let cut = slots(&facts, &[]);
+    assert_eq!((cut.slot_context.value, cut.warnings.len()), (4096, 1));
+    assert_eq!(
+        slots(&facts, &[("rope-freq-base", "2e6")])
+            .slot_context
+            .value,
+        16384
+    );
+    facts.rope.freq_scale = 0.5;
+    assert_eq!(slots(&facts, &[]).slot_context.value, 8192);
+    facts.rope.freq_scale = 0.25;
+    let whole = slots(&facts, &[]);
+    assert_eq!((whole.slot_context.value, whole.warnings.len()), (16384, 0));
+}
+
+#[test]
+fn a_copied_file_stays_beside_what_is_packed_from_it() {
+    let bytes = |flags: &[(&'static str, &str)]| {
+        let plan = planned("desktop-8c16t", flags).unwrap();
+        plan.memory.weights_bytes
+    };
+    let copied = ("weights", "copied");
+    assert_eq!(bytes(&[copied]), bytes(&[]));
+    assert_eq!(
+        bytes(&[copied, ("kernel", "tl2")]),
+        bytes(&[("kernel", "tl2")]) + facts_2b().weight_bytes
+    );
+}
+
+#[test]
 fn other_machines() {
     let plan = planned("cloud-vm-4", &[]).unwrap();
     assert_eq!(plan.decode_cpus.value, [0, 1]);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bitnet_model::protocol::{
-    Grammar, KvType, ModelSource, Overrides, SamplerKind, SamplingParams,
+    Grammar, KvType, ModelSource, Overrides, SamplerKind, SamplingParams, WeightsHome,
 };
 
 use bitnet_server::ApiKeys;
@@ -153,23 +153,29 @@ impl Asked {
                 rope_freq_base: self
                     .or("rope-freq-base", None, values::rope_freq_base)?
                     .value,
+                rope_freq_scale: self.rope_freq_scale(&mut warnings)?,
+                keys: self
+                    .or("override-kv", Vec::new(), values::overridden_keys)?
+                    .value,
                 lookup_tiles: self
                     .or("lookup-tiles", Vec::new(), values::lookup_tiles)?
                     .value,
             },
             kernel: self.optional("kernel", values::kernel)?,
             head: self.optional("head", values::head)?,
-            weights: self.optional("weights", values::weights)?,
+            weights: self.weights()?,
             threads: self.or("threads", None, values::threads)?,
             threads_batch: self.or("threads-batch", None, values::threads)?,
             cpu_affinity: self.or("cpu-affinity", Affinity::Auto, values::affinity)?,
+            numa: self.optional("numa", values::numa)?,
+            nice: self.or("prio", 0, values::priority)?,
             use_case: self.or("use-case", UseCase::Balanced, values::use_case)?,
             ctx_size: self.or("ctx-size", None, values::context)?,
             parallel: self.or("parallel", None, values::slots)?,
             batch_size: self.batch_size()?,
             kv_type: self.or("kv-type", KvType::F16, values::kv_type)?,
             external: self.external()?,
-            mlock: self.or("mlock", false, values::switch)?,
+            mlock: self.mlock()?,
             tune: self.or("tune", false, values::switch)?,
             per_node: self.or("per-node", false, values::switch)?,
             memory_bytes: self.optional("memory", values::memory)?,
@@ -453,6 +459,59 @@ impl Asked {
             }
             _ => self.or("chat-template", None, |text| Ok(Some(text.to_owned()))),
         }
+    }
+
+    /// `--weights`, else what `--mmap` or `--load-mode` say.
+    fn weights(&self) -> Result<Setting<Option<WeightsHome>>, SettingsError> {
+        let asked = self.optional("weights", values::weights)?;
+        let mmap = self.or("mmap", true, values::switch)?;
+        let mode = self.or("load-mode", (None, None), values::load_mode)?;
+        let copied = |source| Setting {
+            value: Some(WeightsHome::Copied),
+            source,
+        };
+        Ok(match (asked.value, mmap.value, mode.value.0) {
+            (None, false, _) => copied(mmap.source),
+            (None, true, Some(false)) if mmap.source == Source::Default => copied(mode.source),
+            _ => asked,
+        })
+    }
+
+    fn mlock(&self) -> Result<Setting<bool>, SettingsError> {
+        let asked = self.or("mlock", false, values::switch)?;
+        let mode = self.or("load-mode", (None, None), values::load_mode)?;
+        Ok(match (&asked.source, mode.value.1) {
+            (Source::Default, Some(value)) => Setting {
+                value,
+                source: mode.source,
+            },
+            _ => asked,
+        })
+    }
+
+    fn rope_freq_scale(&self, warnings: &mut Vec<String>) -> Result<Option<f32>, SettingsError> {
+        let above_0 = |text: &str| match values::number(text) {
+            Ok(0.0) => Ok(None),
+            _ => values::positive(text).map(Some),
+        };
+        let scale = self.or("rope-freq-scale", None, above_0)?;
+        let factor = self.or("rope-scale", None, above_0)?;
+        let method = self.or("rope-scaling", None, |text| match text {
+            "none" | "linear" | "yarn" => Ok(Some(text.to_owned())),
+            _ => Err("`none` or `linear`".to_owned()),
+        })?;
+        if method.value.as_deref() == Some("yarn") && !self.wants_another_engine() {
+            warnings.push(format!(
+                "{} yarn has no effect: positions are scaled linearly",
+                method.source
+            ));
+        }
+        Ok(match (method.value.as_deref(), scale.value, factor.value) {
+            (Some("none"), ..) => Some(1.0),
+            (_, Some(scale), _) => Some(scale),
+            (_, None, Some(factor)) => Some(1.0 / factor),
+            _ => None,
+        })
     }
 
     fn port(&self, llama: bool) -> Result<Setting<u16>, SettingsError> {

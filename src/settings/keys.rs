@@ -171,6 +171,20 @@ pub(crate) const KEYS: &[Key] = &[
     value(MODEL, "rope-freq-base", "HZ", "RoPE base frequency in place of the file's")
         .env(&["LLAMA_ARG_ROPE_FREQ_BASE"])
         .default("the file's"),
+    value(MODEL, "rope-freq-scale", "X", "Multiply positions by X: 0.5 lets the context be twice the model's")
+        .env(&["LLAMA_ARG_ROPE_FREQ_SCALE"])
+        .default("as the file says"),
+    value(MODEL, "rope-scale", "N", "The same as --rope-freq-scale 1/N").env(&["LLAMA_ARG_ROPE_SCALE"]),
+    value(MODEL, "rope-scaling", "METHOD", "none: positions as they are, whatever the file says; linear")
+        .env(&["LLAMA_ARG_ROPE_SCALING_TYPE"])
+        .default("as the file says"),
+    list(
+        MODEL,
+        "override-kv",
+        "KEY=TYPE:VALUE",
+        "Another value for a key of the model file; types: int, float, bool, str; several separated by commas",
+    )
+    .env(&["LLAMA_ARG_OVERRIDE_KV"]),
     value(MACHINE, "kernel", "NAME", "auto, i2_s, tl1 or tl2, or one exactly, such as i2_s/avx2")
         .env(&["BITNET_KERNEL"])
         .default("auto: the best this CPU has"),
@@ -185,9 +199,20 @@ pub(crate) const KEYS: &[Key] = &[
         MACHINE,
         "weights",
         "WHERE",
-        "huge_pages (moved into memory of large pages after the start: fastest) or mapped (read in place from the file: smallest, shared between processes)",
+        "huge_pages (moved into memory of large pages after the start: fastest), mapped (read in place from the file: smallest, shared between processes) or copied (the whole file is read into memory at the start)",
     )
     .default("auto: huge_pages for a large model where the system has them"),
+    switch(MACHINE, "mmap", "Map the model file; off: the same as --weights copied")
+        .env(&["LLAMA_ARG_MMAP"])
+        .default("on"),
+    value(
+        MACHINE,
+        "load-mode",
+        "MODE",
+        "llama-server's word for both: auto, mmap, none or dio (--weights copied), mlock, mmap+mlock (--mlock)",
+    )
+    .env(&["LLAMA_ARG_LOAD_MODE"])
+    .default("auto"),
     value(MACHINE, "threads", "N", "Threads that produce tokens")
         .short('t')
         .env(&["LLAMA_ARG_THREADS", "OMP_NUM_THREADS"])
@@ -197,6 +222,21 @@ pub(crate) const KEYS: &[Key] = &[
     value(MACHINE, "cpu-affinity", "LIST", "CPUs to pin threads to, such as 0-3,6; none never pins")
         .env(&["CPU_AFFINITY"])
         .default("auto: pinned where nobody else is expected on the CPUs"),
+    value(
+        MACHINE,
+        "numa",
+        "HOW",
+        "On machines with several nodes of memory: distribute (threads evenly over all), isolate (on one, whatever fits) or numactl (on the CPUs this process was given)",
+    )
+    .env(&["LLAMA_ARG_NUMA"])
+    .default("auto: one node whose memory holds everything, else all"),
+    value(
+        MACHINE,
+        "prio",
+        "N",
+        "Scheduling priority of the process that computes: -1 low, 0 normal, 1 medium, 2 high, 3 realtime; above 0 the system has to allow it",
+    )
+    .default("0"),
     switch(
         MACHINE,
         "tune",

@@ -213,7 +213,7 @@ fn llama_variables_are_read_or_reported() {
             ("LLAMA_ARG_NO_CONTEXT_SHIFT", "1"),
             ("LLAMA_ARG_NO_ENDPOINT_SLOTS", ""),
             ("LLAMA_ARG_N_GPU_LAYERS", "0"),
-            ("LLAMA_ARG_NO_MMAP", "1"),
+            ("LLAMA_ARG_NO_JINJA", "1"),
             ("LLAMA_ARG_CTX_SIEZ", "1"),
         ],
     );

@@ -6,12 +6,13 @@ use std::time::Duration;
 use bitnet_model::convert::lookup::Tiles;
 use bitnet_model::grammar::GrammarError;
 use bitnet_model::protocol::{
-    Activation, Grammar, GrammarText, HeadMode, KvType, Pooling, SamplerKind, WeightsHome,
+    Activation, Grammar, GrammarText, HeadMode, KeyOverride, KeyValue, KvType, Pooling,
+    SamplerKind, WeightsHome,
 };
 use tracing::level_filters::LevelFilter;
 
 use super::asked::LIST_SEPARATOR;
-use super::{Affinity, CrashLoop, EngineChoice, KernelName, LogFormat, ModelSize, UseCase};
+use super::{Affinity, CrashLoop, EngineChoice, KernelName, LogFormat, ModelSize, Numa, UseCase};
 
 type Read<T> = Result<T, String>;
 
@@ -351,8 +352,75 @@ pub(super) fn weights(text: &str) -> Read<WeightsHome> {
     match text {
         "huge_pages" => Ok(WeightsHome::HugePages),
         "mapped" => Ok(WeightsHome::Mapped),
-        _ => Err("`auto`, `huge_pages` or `mapped`".to_owned()),
+        "copied" => Ok(WeightsHome::Copied),
+        _ => Err("`auto`, `huge_pages`, `mapped` or `copied`".to_owned()),
     }
+}
+
+/// Whether the file is mapped and whether its weights are locked, where the mode says.
+pub(super) fn load_mode(text: &str) -> Read<(Option<bool>, Option<bool>)> {
+    match text {
+        "auto" => Ok((None, None)),
+        "mmap" => Ok((Some(true), None)),
+        "mlock" => Ok((None, Some(true))),
+        "mmap+mlock" => Ok((Some(true), Some(true))),
+        "none" | "dio" => Ok((Some(false), None)),
+        _ => Err("`auto`, `mmap`, `none`, `dio`, `mlock` or `mmap+mlock`".to_owned()),
+    }
+}
+
+pub(super) fn numa(text: &str) -> Read<Numa> {
+    match text {
+        "distribute" => Ok(Numa::Distribute),
+        "isolate" => Ok(Numa::Isolate),
+        "numactl" => Ok(Numa::Numactl),
+        _ => Err("`auto`, `distribute`, `isolate` or `numactl`".to_owned()),
+    }
+}
+
+/// As a nice value.
+pub(super) fn priority(text: &str) -> Read<i32> {
+    match text {
+        "-1" | "low" => Ok(5),
+        "0" | "normal" => Ok(0),
+        "1" | "medium" => Ok(-5),
+        "2" | "high" => Ok(-10),
+        "3" | "realtime" => Ok(-20),
+        _ => Err("a whole number from -1 (low) to 3 (realtime)".to_owned()),
+    }
+}
+
+/// `KEY=TYPE:VALUE`, several separated by commas; a comma in a text is written `\\,`.
+pub(super) fn overridden_keys(text: &str) -> Read<Vec<KeyOverride>> {
+    const COMMA: char = '\u{1d}';
+    let text = text.replace("\\,", &COMMA.to_string());
+    let items = text
+        .split([',', LIST_SEPARATOR])
+        .filter(|item| !item.is_empty());
+    items
+        .map(|item| overridden_key(&item.replace(COMMA, ",")))
+        .collect::<Option<_>>()
+        .ok_or_else(|| {
+            "`KEY=TYPE:VALUE` with a type of `int`, `float`, `bool` or `str`, such as `tokenizer.ggml.add_bos_token=bool:false`".to_owned()
+        })
+}
+
+fn overridden_key(item: &str) -> Option<KeyOverride> {
+    let (key, typed) = item.split_once('=')?;
+    let (kind, text) = typed.split_once(':')?;
+    let value = match kind {
+        "int" => KeyValue::Int(text.parse().ok()?),
+        "float" => KeyValue::Float(text.parse().ok().filter(|x: &f64| x.is_finite())?),
+        "bool" => KeyValue::Bool(match text {
+            "true" => true,
+            "false" => false,
+            _ => return None,
+        }),
+        "str" => KeyValue::Str(text.to_owned()),
+        _ => return None,
+    };
+    let key = key.trim().to_owned();
+    (!key.is_empty()).then_some(KeyOverride { key, value })
 }
 
 pub(super) fn engine(text: &str) -> Read<EngineChoice> {

@@ -55,6 +55,8 @@ pub(crate) struct EngineProcesses {
     pub(crate) log_level: Option<String>,
     /// They keep all rights of the server.
     pub(crate) unconfined: bool,
+    /// Their nice value.
+    pub(crate) nice: i32,
     /// Folder in which they save slots.
     pub(crate) slot_folder: Option<PathBuf>,
 }
@@ -72,6 +74,9 @@ impl Spawn for EngineProcesses {
         command.arg0("bitnet-launch").arg("engine");
         if self.unconfined {
             command.arg("--unconfined");
+        }
+        if self.nice != 0 {
+            command.arg(format!("--nice={}", self.nice));
         }
         if let Some(folder) = &self.slot_folder {
             command.arg("--slot-folder").arg(folder);

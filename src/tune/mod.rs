@@ -76,7 +76,7 @@ pub(crate) fn run(args: &TuneArgs) -> anyhow::Result<ExitCode> {
         .extend(model.map(|model| ("model", model, "--model".to_owned())));
     let environment = environment();
     let settings = Settings::read(flags, &environment, Dialect::Launch)?;
-    let gguf = crate::startup::open(&settings.model.value)?;
+    let gguf = crate::startup::open(&settings.model.value, &settings.overrides)?;
     let facts = ModelFacts::read(&gguf, &settings.overrides)?;
     let host = Host::detect();
     let cpus = host.allowed_cpus().map_or(1, |cpus| cpus.len());
@@ -430,7 +430,11 @@ mod tests {
     #[test]
     fn alternatives_stay_within_quota_and_wishes() {
         let facts = {
-            let gguf = crate::startup::open(&bitnet_model::protocol::ModelSource::Demo).unwrap();
+            let gguf = crate::startup::open(
+                &bitnet_model::protocol::ModelSource::Demo,
+                &bitnet_model::protocol::Overrides::default(),
+            )
+            .unwrap();
             ModelFacts::read(&gguf, &Default::default()).unwrap()
         };
         let all = |machine: &str, flags: &[(&'static str, &str)]| {

@@ -207,7 +207,7 @@ impl Engine {
         let map = gguf.map().cloned();
         let relocation = match config.weights {
             WeightsHome::HugePages => Some(Relocation::new(map.clone(), &weights)),
-            WeightsHome::Mapped => None,
+            WeightsHome::Mapped | WeightsHome::Copied => None,
         };
         let mut model = Model::new(&facts, weights, kernel, pool, limits);
         model.set_screening(screening);
@@ -446,10 +446,13 @@ fn open(
         model: name_of(&config.model),
         source,
     };
-    match &config.model {
-        ModelSource::File(path) => Gguf::open(path).map_err(failed),
-        ModelSource::Demo => Gguf::from_bytes(demo().ok_or(LoadError::NoDemo)?).map_err(failed),
-    }
+    let gguf = match &config.model {
+        ModelSource::File(path) if config.weights == WeightsHome::Copied => Gguf::read(path),
+        ModelSource::File(path) => Gguf::open(path),
+        ModelSource::Demo => Gguf::from_bytes(demo().ok_or(LoadError::NoDemo)?),
+    };
+    let keys = &config.overrides.keys;
+    gguf.and_then(|gguf| gguf.with_keys(keys)).map_err(failed)
 }
 
 /// Serves one server process: `start` is answered by `ready` or `failed`, then submissions by their events, until end of

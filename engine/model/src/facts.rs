@@ -141,6 +141,8 @@ pub struct Rope {
     pub style: RopeStyle,
     /// Base of the frequencies.
     pub freq_base: f32,
+    /// Positions are multiplied by this.
+    pub freq_scale: f32,
     /// Values turned per head; equals the head's length.
     pub dims: usize,
     /// The file has `rope_freqs.weight`, `[dims / 2]` divisors of the frequencies.
@@ -962,7 +964,10 @@ impl Keys<'_> {
     }
 
     fn rope(&self, head_dim: usize, overrides: &Overrides) -> Result<Rope, FactsError> {
-        self.refuse_rope_scaling()?;
+        let freq_scale = match overrides.rope_freq_scale {
+            Some(scale) => scale,
+            None => self.rope_freq_scale()?,
+        };
         let in_file = self.gguf.f32(&self.key("rope.freq_base"))?;
         let freq_base = overrides.rope_freq_base.or(in_file).unwrap_or(10_000.0);
         if !freq_base.is_finite() || freq_base <= 1.0 {
@@ -974,6 +979,7 @@ impl Keys<'_> {
                 _ => RopeStyle::Neox,
             },
             freq_base,
+            freq_scale,
             dims: self
                 .dimension("rope.dimension_count", MAX_DIM)?
                 .unwrap_or(head_dim),
@@ -981,31 +987,24 @@ impl Keys<'_> {
         })
     }
 
-    fn refuse_rope_scaling(&self) -> Result<(), FactsError> {
+    /// Linear scaling by a factor divides positions by it.
+    fn rope_freq_scale(&self) -> Result<f32, FactsError> {
         let suffix = "rope.scaling.type";
         match self.gguf.str(&self.key(suffix))? {
-            None | Some("none" | "linear") => {}
+            Some("none") => return Ok(1.0),
+            None | Some("linear") => {}
             Some(found) => {
-                return Err(self.wrong(
-                    suffix,
-                    format!("`{found}`"),
-                    "`none`, or `linear` with factor 1",
-                ));
+                return Err(self.wrong(suffix, format!("`{found}`"), "`none` or `linear`"));
             }
         }
         for suffix in ["rope.scaling.factor", "rope.scale_linear"] {
             match self.gguf.f32(&self.key(suffix))? {
-                Some(factor) if factor != 1.0 && factor != 0.0 => {
-                    return Err(self.wrong(
-                        suffix,
-                        factor,
-                        "1 (scaled positions are not supported)",
-                    ));
-                }
-                _ => {}
+                None | Some(0.0) => {}
+                Some(factor) if factor.is_finite() && factor > 0.0 => return Ok(1.0 / factor),
+                Some(factor) => return Err(self.wrong(suffix, factor, "a number above 0")),
             }
         }
-        Ok(())
+        Ok(1.0)
     }
 
     /// Options of other graphs, which would silently change the result.
@@ -1122,6 +1121,7 @@ mod tests {
         }
 
         fn string(mut self, key: &'static str, value: &'static str) -> Model {
+            self.strings.retain(|string| string.0 != key);
             self.strings.push((key, value));
             self
         }
@@ -1323,6 +1323,26 @@ mod tests {
     }
 
     #[test]
+    fn positions_are_scaled_as_the_file_or_the_user_says() {
+        let scale = |model: Model| model.read().unwrap().rope.freq_scale;
+        let linear = || {
+            model("llama")
+                .string("rope.scaling.type", "linear")
+                .float("rope.scaling.factor", 4.0)
+        };
+        assert_eq!(scale(model("llama")), 1.0);
+        assert_eq!(scale(linear()), 0.25);
+        assert_eq!(scale(linear().string("rope.scaling.type", "none")), 1.0);
+        let own = linear().overridden(|o| o.rope_freq_scale = Some(0.5));
+        assert_eq!(scale(own), 0.5);
+        let yarn = model("llama").string("rope.scaling.type", "yarn");
+        assert_eq!(
+            scale(yarn.overridden(|o| o.rope_freq_scale = Some(1.0))),
+            1.0
+        );
+    }
+
+    #[test]
     fn what_cannot_run_is_refused_by_name() {
         let table = [
             (
@@ -1417,11 +1437,11 @@ mod tests {
             ),
             (
                 model("llama").string("rope.scaling.type", "yarn"),
-                "key `llama.rope.scaling.type` is `yarn`, expected `none`, or `linear` with factor 1",
+                "key `llama.rope.scaling.type` is `yarn`, expected `none` or `linear`",
             ),
             (
-                model("llama").float("rope.scaling.factor", 2.0),
-                "key `llama.rope.scaling.factor` is 2, expected 1 (scaled positions are not supported)",
+                model("llama").float("rope.scaling.factor", -2.0),
+                "key `llama.rope.scaling.factor` is -2, expected a number above 0",
             ),
             (
                 model("llama").float("rope.freq_base", 0.0),

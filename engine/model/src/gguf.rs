@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use bitnet_kernels::SharedBytes;
 
-use crate::os::FileMap;
+use crate::os::{FileMap, read_whole};
+use crate::protocol::{KeyOverride, KeyValue};
 
 /// Most dimensions a tensor has.
 const MAX_DIMS: u32 = 4;
@@ -271,6 +272,18 @@ impl Value {
         }
     }
 
+    /// Of one kind: both integers, floats, bools or strings.
+    fn is_like(&self, other: &Value) -> bool {
+        let kind = |value: &Value| match value {
+            Value::F32(_) | Value::F64(_) => 1,
+            Value::Bool(_) => 2,
+            Value::String(_) => 3,
+            Value::Array(_) => 4,
+            _ => 0,
+        };
+        kind(self) == kind(other)
+    }
+
     /// For messages: `u32`, `string`, `array of f32`.
     pub fn type_name(&self) -> String {
         match self {
@@ -480,6 +493,12 @@ pub enum GgufError {
         expected: &'static str,
         found: String,
     },
+    #[error("key `{key}` is {found} in the file, its override {given}")]
+    Override {
+        key: String,
+        found: String,
+        given: &'static str,
+    },
     #[error("`general.alignment` is {found}, expected a power of two up to 1,048,576")]
     Alignment { found: u64 },
     #[error("tensor `{name}` is in the file twice")]
@@ -552,6 +571,48 @@ impl Gguf {
         let mut gguf = Gguf::from_bytes(map.bytes())?;
         gguf.map = Some(map);
         Ok(gguf)
+    }
+
+    /// The same from a copy of the whole file in memory: nothing that happens to the file later is seen.
+    ///
+    /// # Errors
+    /// When the file can't be read or isn't a sound GGUF.
+    pub fn read(path: &Path) -> Result<Gguf, GgufError> {
+        let failed = |cause| GgufError::Open {
+            path: path.to_owned(),
+            cause,
+        };
+        Gguf::from_bytes(read_whole(path).map_err(failed)?)
+    }
+
+    /// The same header with other values for these keys.
+    ///
+    /// # Errors
+    /// When the file has a value of another kind under one of them.
+    pub fn with_keys(mut self, overrides: &[KeyOverride]) -> Result<Gguf, GgufError> {
+        for KeyOverride { key, value } in overrides {
+            let (value, given) = match value.clone() {
+                KeyValue::Int(n) => (Value::I64(n), "an integer"),
+                KeyValue::Float(x) => (Value::F64(x), "a float"),
+                KeyValue::Bool(on) => (Value::Bool(on), "a bool"),
+                KeyValue::Str(text) => (Value::String(text), "a string"),
+            };
+            match self.value_index.get(key) {
+                Some(&at) if self.values[at].1.is_like(&value) => self.values[at].1 = value,
+                Some(&at) => {
+                    return Err(GgufError::Override {
+                        key: key.clone(),
+                        found: self.values[at].1.type_name(),
+                        given,
+                    });
+                }
+                None => {
+                    self.value_index.insert(key.clone(), self.values.len());
+                    self.values.push((key.clone(), value));
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// Reads the header of a GGUF that is in memory.
@@ -1540,6 +1601,48 @@ mod tests {
     }
 
     #[test]
+    fn keys_take_other_values_of_their_kind() {
+        let set = |key: &str, value: KeyValue| KeyOverride {
+            key: key.to_owned(),
+            value,
+        };
+        let gguf = || parse(&small_model()).unwrap();
+        let changed = gguf()
+            .with_keys(&[
+                set("bitnet-b1.58.block_count", KeyValue::Int(7)),
+                set("bitnet-b1.58.rope.freq_base", KeyValue::Float(1.5)),
+                set("general.name", KeyValue::Str("first".into())),
+                set("general.name", KeyValue::Str("last".into())),
+                set("a.new.key", KeyValue::Bool(true)),
+            ])
+            .unwrap();
+        assert_eq!(changed.u64("bitnet-b1.58.block_count").unwrap(), Some(7));
+        assert_eq!(
+            changed.f32("bitnet-b1.58.rope.freq_base").unwrap(),
+            Some(1.5)
+        );
+        assert_eq!(changed.str("general.name").unwrap(), Some("last"));
+        assert_eq!(changed.bool("a.new.key").unwrap(), Some(true));
+        assert_eq!(changed.values().len(), gguf().values().len() + 1);
+        for (key, value, found) in [
+            ("general.name", KeyValue::Int(1), "string"),
+            (
+                "tokenizer.ggml.tokens",
+                KeyValue::Str("x".into()),
+                "array of string",
+            ),
+            ("bitnet-b1.58.block_count", KeyValue::Float(7.0), "u32"),
+        ] {
+            let error = gguf()
+                .with_keys(&[set(key, value)])
+                .unwrap_err()
+                .to_string();
+            let wanted = format!("key `{key}` is {found} in the file, its override ");
+            assert!(error.starts_with(&wanted), "{error}");
+        }
+    }
+
+    #[test]
     fn missing_files_and_directories() {
         let directory = tempfile::tempdir().unwrap();
         let gone = directory.path().join("gone.gguf");
@@ -1558,6 +1661,11 @@ mod tests {
         let model = directory.path().join("model.gguf");
         std::fs::write(&model, small_model()).unwrap();
         assert_eq!(Gguf::open(&model).unwrap().tensors().len(), 13);
+        let copy = Gguf::read(&model).unwrap();
+        assert_eq!(copy.tensors(), Gguf::open(&model).unwrap().tensors());
+        assert!(copy.map().is_none());
+        std::fs::remove_file(&model).unwrap();
+        assert!(matches!(Gguf::read(&model), Err(GgufError::Open { .. })));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::alloc::{Layout, alloc_zeroed};
 use std::fs::File;
 use std::hint;
-use std::io;
+use std::io::{self, Read};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::Path;
@@ -120,6 +120,19 @@ pub fn lock_in_memory(bytes: &[u8]) -> io::Result<()> {
 #[cfg(not(unix))]
 pub fn lock_in_memory(_: &[u8]) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Reads a whole file into memory of large pages.
+///
+/// # Errors
+/// Those of opening and reading; when there is no memory for it.
+pub fn read_whole(path: &Path) -> io::Result<SharedBytes> {
+    require_file(path)?;
+    let mut file = File::open(path)?;
+    let len = usize::try_from(file.metadata()?.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut bytes = zeroed_huge(len).ok_or(io::ErrorKind::OutOfMemory)?;
+    file.read_exact(&mut bytes)?;
+    Ok(SharedBytes::new(bytes))
 }
 
 /// Numbers for which all bits zero is the value 0.

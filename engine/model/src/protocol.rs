@@ -82,6 +82,8 @@ pub enum WeightsHome {
     HugePages,
     /// In the mapped file (I2_S), or where they were packed.
     Mapped,
+    /// In memory of the engine's own, into which the whole file is read at the start.
+    Copied,
 }
 
 /// Answers to questions the file leaves open or gets wrong; `None` follows the file and the rules of `facts`.
@@ -95,9 +97,38 @@ pub struct Overrides {
     pub pre_tokenizer: Option<String>,
     /// RoPE base frequency in place of the file's.
     pub rope_freq_base: Option<f32>,
+    /// Positions are multiplied by this, in place of what the file says: 0.5 doubles the reach.
+    #[serde(default)]
+    pub rope_freq_scale: Option<f32>,
+    /// Keys of the file with other values, or keys that it lacks; of several for one key the last counts.
+    #[serde(default)]
+    pub keys: Vec<KeyOverride>,
     /// Tile sizes of TL1 and TL2 matrices, which their files don't name.
     #[serde(default)]
     pub lookup_tiles: Vec<Tiles>,
+}
+
+/// A key of the model file, and its value in place of the file's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeyOverride {
+    /// Such as `tokenizer.ggml.add_bos_token`.
+    pub key: String,
+    /// Of the kind that the file has there.
+    pub value: KeyValue,
+}
+
+/// What can be put in place of a key's value.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyValue {
+    /// For integers of any length.
+    Int(i64),
+    /// For f32 and f64; finite.
+    Float(f64),
+    /// For bools.
+    Bool(bool),
+    /// For strings.
+    Str(String),
 }
 
 /// Gate activation of the feed-forward block.

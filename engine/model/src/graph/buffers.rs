@@ -135,8 +135,11 @@ pub(super) struct Scratch {
 impl Shape {
     pub(super) fn new(facts: &ModelFacts, weights: &Weights, context: usize) -> Self {
         let half = facts.head_dim / 2;
-        let freqs =
-            (0..half).map(|i| f64::from(facts.rope.freq_base).powf(-(i as f64) / half as f64));
+        let (base, scale) = (
+            f64::from(facts.rope.freq_base),
+            f64::from(facts.rope.freq_scale),
+        );
+        let freqs = (0..half).map(|i| scale * base.powf(-(i as f64) / half as f64));
         let freqs = freqs
             .enumerate()
             .map(|(i, freq)| match &weights.rope_factors {
