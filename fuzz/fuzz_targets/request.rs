@@ -13,7 +13,7 @@ use bitnet_model::synth::{self, Shape};
 use bitnet_model::tokenizer::Tokenizer;
 use bitnet_server::backend::{
     Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, EnergyMoment, Job, JobEvent,
-    JobHandle, Refused, SlotView,
+    JobHandle, Refused, SlotView, Tenure,
 };
 use bitnet_server::{App, ModelCard, ServerConfig, serve};
 use libfuzzer_sys::fuzz_target;
@@ -135,6 +135,7 @@ fn card(folder: &std::path::Path) -> ModelCard {
         prefill_batch: 64,
         kernel: "i2_s/scalar".into(),
         threads: 1,
+        tenure: Arc::new(Tenure::new(0, || {})),
     }
 }
 
