@@ -1,5 +1,5 @@
 #!/bin/sh
-# Tries a real llama-server behind this program: start, tokens, streams, crashes, reload, drain, --exec.
+# Tries a real llama-server behind this program: start, tokens, streams, crashes, standing still, reload, drain, sleep, --exec.
 #
 #   cargo build --release && tests/external.sh LLAMA_SERVER MODEL.gguf
 #
@@ -34,7 +34,8 @@ ok() { echo "ok: $*"; }
 
 start() {
     : >"$log"
-    "$launch" --engine "$engine" -m "$model" --port 0 --ctx-size 1024 --parallel 2 --drain-timeout 60 "$@" 2>"$log" &
+    echo 'temp = 0.5' >"$work/bitnet.toml"
+    "$launch" --config "$work/bitnet.toml" --engine "$engine" -m "$model" --port 0 --ctx-size 1024 --parallel 2 --drain-timeout 60 "$@" 2>"$log" &
     server=$!
     for _ in $(seq 600); do
         port=$(sed -n 's/.*hostname: 127.0.0.1, port: \([0-9]*\).*/\1/p' "$log" | head -n 1)
@@ -95,12 +96,18 @@ ok "kill -9 while an answer is computed: it is computed again"
 
 kill -HUP "$server"
 for _ in $(seq 300); do
-    [ "$(engines | wc -l)" -ge 4 ] && grep -q 'reload: ' "$log" && break
+    grep -q 'reload: nothing has changed' "$log" && break
     sleep 0.2
 done
-grep -q 'reload: ' "$log" || fail "no reload"
+[ "$(engines | wc -l)" = 3 ] || fail "SIGHUP replaced an engine although nothing had changed"
+echo 'temp = 0.75' >"$work/bitnet.toml"
+for _ in $(seq 300); do
+    grep -q 'reload: the new engine serves' "$log" && break
+    sleep 0.2
+done
+[ "$(engines | wc -l)" = 4 ] || fail "no reload"
 complete 8 | grep -q '"content"' || fail "no completion after the reload"
-ok "reload"
+ok "a changed settings file: another engine serves"
 
 curl -sN "$url/completion" -d '{"prompt": "Once", "n_predict": 60, "ignore_eos": true, "stream": true}' >"$work/drained" &
 client=$!
@@ -116,6 +123,25 @@ for pid in $(engines); do
     if kill -0 "$pid" 2>/dev/null; then fail "engine $pid is still there"; fi
 done
 ok "SIGTERM: the answer was finished, exit code 0, no engine left"
+
+start --sleep-idle-seconds 2 --hang-timeout 4
+kill -STOP "$(engines | tail -n 1)"
+complete 8 | grep -q '"content"' || fail "no completion after the engine stood still"
+[ "$(engines | wc -l)" = 2 ] || fail "the engine that stood still was not replaced"
+ok "SIGSTOP of the engine: another one serves, the request waited"
+for _ in $(seq 100); do
+    curl -s "$url/readyz" | grep -q '"is_sleeping":true' && break
+    sleep 0.2
+done
+curl -s "$url/readyz" | grep -q '"is_sleeping":true' || fail "it does not sleep"
+curl -s "$url/props" | grep -q '"is_sleeping":true' || fail "nobody remembers /props"
+[ "$(engines | wc -l)" = 2 ] || fail "a look at /props woke it"
+complete 8 | grep -q '"content"' || fail "no completion after sleep"
+[ "$(engines | wc -l)" = 3 ] || fail "nobody woke"
+kill "$server"
+wait "$server" || fail "exit code after sleep"
+server=
+ok "sleep, and waking on request"
 
 port=$((20000 + $$ % 20000))
 "$launch" --engine "$engine" -m "$model" --exec --port "$port" --ctx-size 1024 --parallel 1 2>"$log" &
