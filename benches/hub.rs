@@ -262,8 +262,8 @@ fn pull(bytes: Vec<u8>, directory: &Path) -> Result<(), Error> {
 
 fn inspect(file: &Path) -> Result<(), Error> {
     let gb = fs::metadata(file)?.len() as f64 / 1e9;
-    let mut look = |flags: &[&str]| -> Result<Vec<(f64, f64)>, Error> {
-        let mut command = || run(launch(&["inspect"]).args(flags).arg(file));
+    let look = |flags: &[&str]| -> Result<Vec<(f64, f64)>, Error> {
+        let command = || run(launch(&["inspect"]).args(flags).arg(file));
         (0..ROUNDS).map(|_| command()).collect()
     };
     let (plain, verified) = (look(&[])?, look(&["--verify"])?);

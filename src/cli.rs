@@ -235,6 +235,8 @@ pub(crate) struct PullArgs {
 /// Flags of `models`.
 #[derive(Debug, Args)]
 pub(crate) struct ModelsArgs {
+    /// Everything known about one of them, by its name or repository
+    pub name: Option<String>,
     /// One JSON object instead of a table
     #[arg(long)]
     pub json: bool,

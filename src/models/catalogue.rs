@@ -60,11 +60,12 @@ pub(crate) struct Shape {
 
 /// Context of the one slot that the least memory is reckoned with.
 const LEAST_CONTEXT: u64 = 2048;
-const LLAMA3_CHAT: &str = "a base model: it continues text; Llama-3 tokenizer";
+const LLAMA3_CHAT: &str =
+    "it continues text (made from Llama 3 Instruct, trained on texts); Llama-3 tokenizer";
 const FALCON3_CHAT: &str = "`<|role|>`, newline, text, newline; ends with `<|assistant|>`";
 const FALCON3_BASE: &str = "a base model: it continues text";
 const FALCON_E_CHAT: &str = "the template in the file";
-const FALCON_E_LICENCE: Option<&str> = Some("falcon-llm-license");
+const FALCON_LICENCE: Option<&str> = Some("falcon-llm-license");
 
 const FALCON3_3B: Shape = Shape {
     n_layer: 22,
@@ -123,7 +124,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "1bitLLM's reproduction, 0.7 billion parameters",
         gguf: None,
         sources: &["1bitLLM/bitnet_b1_58-large"],
-        licence: None,
+        licence: Some("mit"),
         chat: "a base model: it continues text",
         shape: Some(Shape {
             n_layer: 24,
@@ -142,7 +143,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "1bitLLM's reproduction, 3 billion parameters",
         gguf: None,
         sources: &["1bitLLM/bitnet_b1_58-3B"],
-        licence: None,
+        licence: Some("mit"),
         chat: "a base model: it continues text",
         shape: Some(Shape {
             n_layer: 26,
@@ -161,6 +162,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Llama 3 8B, fine-tuned to ternary weights on 100 billion tokens",
         gguf: None,
         sources: &["HF1BitLLM/Llama3-8B-1.58-100B-tokens"],
+        // Its page names none; Meta's for Llama 3 covers what is made of it.
         licence: None,
         chat: LLAMA3_CHAT,
         shape: Some(Shape {
@@ -180,7 +182,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon3 1B Instruct in 1.58 bits",
         gguf: None,
         sources: &["tiiuae/Falcon3-1B-Instruct-1.58bit"],
-        licence: None,
+        licence: FALCON_LICENCE,
         chat: FALCON3_CHAT,
         shape: Some(Shape {
             n_layer: 18,
@@ -197,7 +199,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon3 3B Instruct in 1.58 bits",
         gguf: None,
         sources: &["tiiuae/Falcon3-3B-Instruct-1.58bit"],
-        licence: None,
+        licence: FALCON_LICENCE,
         chat: FALCON3_CHAT,
         shape: Some(FALCON3_3B),
         note: None,
@@ -207,7 +209,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon3 3B in 1.58 bits",
         gguf: None,
         sources: &["tiiuae/Falcon3-3B-1.58bit"],
-        licence: None,
+        licence: FALCON_LICENCE,
         chat: FALCON3_BASE,
         shape: Some(FALCON3_3B),
         note: None,
@@ -217,7 +219,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon3 7B Instruct in 1.58 bits",
         gguf: None,
         sources: &["tiiuae/Falcon3-7B-Instruct-1.58bit"],
-        licence: None,
+        licence: FALCON_LICENCE,
         chat: FALCON3_CHAT,
         shape: Some(FALCON3_7B),
         note: None,
@@ -227,7 +229,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon3 7B in 1.58 bits",
         gguf: None,
         sources: &["tiiuae/Falcon3-7B-1.58bit"],
-        licence: None,
+        licence: FALCON_LICENCE,
         chat: FALCON3_BASE,
         shape: Some(FALCON3_7B),
         note: None,
@@ -237,7 +239,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon3 10B Instruct in 1.58 bits",
         gguf: None,
         sources: &["tiiuae/Falcon3-10B-Instruct-1.58bit"],
-        licence: None,
+        licence: FALCON_LICENCE,
         chat: FALCON3_CHAT,
         shape: Some(FALCON3_10B),
         note: None,
@@ -247,7 +249,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon3 10B in 1.58 bits",
         gguf: None,
         sources: &["tiiuae/Falcon3-10B-1.58bit"],
-        licence: None,
+        licence: FALCON_LICENCE,
         chat: FALCON3_BASE,
         shape: Some(FALCON3_10B),
         note: None,
@@ -257,7 +259,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon-E 1B Instruct, trained ternary",
         gguf: None,
         sources: &["tiiuae/Falcon-E-1B-Instruct"],
-        licence: None,
+        licence: FALCON_LICENCE,
         chat: FALCON_E_CHAT,
         shape: None,
         note: None,
@@ -267,7 +269,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon-E 1B, trained ternary",
         gguf: None,
         sources: &["tiiuae/Falcon-E-1B-Base"],
-        licence: None,
+        licence: FALCON_LICENCE,
         chat: "a base model: it continues text",
         shape: None,
         note: None,
@@ -282,7 +284,7 @@ pub(crate) const MODELS: &[Model] = &[
             sha256: None,
         }),
         sources: &["tiiuae/Falcon-E-3B-Instruct"],
-        licence: FALCON_E_LICENCE,
+        licence: FALCON_LICENCE,
         chat: FALCON_E_CHAT,
         shape: None,
         note: None,
@@ -292,7 +294,7 @@ pub(crate) const MODELS: &[Model] = &[
         about: "Falcon-E 3B, trained ternary",
         gguf: None,
         sources: &["tiiuae/Falcon-E-3B-Base"],
-        licence: FALCON_E_LICENCE,
+        licence: FALCON_LICENCE,
         chat: "a base model: it continues text",
         shape: None,
         note: None,

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use super::cache::Cache;
-use super::catalogue::{MODELS, Model};
+use super::catalogue::{self, MODELS, Model};
+use super::error::PullError;
 use super::locate::{Found, locate};
 use super::size;
 use crate::cli::ModelsArgs;
@@ -36,8 +37,10 @@ struct Row {
 pub(crate) fn run(args: &ModelsArgs, env: &Environment) -> anyhow::Result<ExitCode> {
     let budget = plan::budget(&Host::detect());
     let budget_bytes = budget.as_ref().map(|budget| budget.bytes);
+    let wanted = args.name.as_deref().map(known).transpose()?;
     let rows: Vec<Row> = MODELS
         .iter()
+        .filter(|m| wanted.is_none_or(|wanted| wanted.name == m.name))
         .map(|m| Row::new(m, budget_bytes, env))
         .collect();
     if args.json {
@@ -49,7 +52,18 @@ pub(crate) fn run(args: &ModelsArgs, env: &Environment) -> anyhow::Result<ExitCo
         });
         return print(&format!("{out:#}"));
     }
-    print(&table(&rows, budget_bytes))
+    match (wanted, rows.first()) {
+        (Some(_), Some(row)) => print(&row.details()),
+        _ => print(&table(&rows, budget_bytes)),
+    }
+}
+
+fn known(name: &str) -> Result<&'static Model, PullError> {
+    let found = catalogue::find(name).or_else(|| catalogue::by_repo(name));
+    found.ok_or_else(|| PullError::Reference {
+        found: name.to_owned(),
+        expected: "a name or repository that `bitnet-launch models` lists".to_owned(),
+    })
 }
 
 impl Row {
@@ -90,6 +104,37 @@ impl Row {
             self.model.licence.unwrap_or("?").to_owned(),
             self.model.about.to_owned(),
         ]
+    }
+
+    /// One line for each thing that is known.
+    fn details(&self) -> String {
+        let model = self.model;
+        let unknown = || "unknown".to_owned();
+        let bytes = |bytes: Option<u64>| bytes.map_or_else(unknown, size);
+        let fits = match self.fits {
+            Some(true) => ", this machine has it",
+            Some(false) => ", this machine doesn't have it",
+            None => "",
+        };
+        let mut lines = vec![format!("{}: {}", model.name, model.about)];
+        let mut line = |what: &str, text: String| lines.push(format!("  {what:<14}{text}"));
+        if let Some(gguf) = &model.gguf {
+            line("GGUF", format!("{}:{}", gguf.repo, gguf.file));
+        }
+        line("safetensors", model.sources.join(", "));
+        line("file", bytes(model.file_bytes()));
+        let least = bytes(model.least_memory_bytes());
+        line("least memory", format!("{least}{fits}"));
+        let context = model.shape.map(|shape| format!("{} tokens", shape.context));
+        line("context", context.unwrap_or_else(unknown));
+        let licence = model.licence.map(str::to_owned);
+        line("licence", licence.unwrap_or_else(unknown));
+        line("chat", model.chat.to_owned());
+        line("state", self.here().to_owned());
+        if let Some(note) = model.note {
+            line("note", note.to_owned());
+        }
+        lines.join("\n")
     }
 
     fn json(&self) -> Value {
@@ -185,6 +230,21 @@ mod tests {
         assert!(line("2b-4t ").contains("1.19 GB"));
         assert!(line("2b-4t ").contains("yes"));
         assert!(line("falcon3-10b ").contains("no"));
+        let details = rows[0].details();
+        for part in [
+            "microsoft/bitnet-b1.58-2B-4T-gguf:ggml-model-i2_s.gguf",
+            "microsoft/bitnet-b1.58-2B-4T-bf16",
+            "this machine has it",
+            "mit",
+            "`Role: text<|eot_id|>`",
+        ] {
+            assert!(details.contains(part), "{part}: {details}");
+        }
+        assert_eq!(
+            known("tiiuae/falcon-e-3b-base").unwrap().name,
+            "falcon-e-3b"
+        );
+        assert!(known("no-such-name").is_err());
         assert_eq!(rows[0].json()["fits"], true);
         assert_eq!(rows[0].json()["gguf"]["size_bytes"], 1_187_801_280_u64);
     }

@@ -3,7 +3,7 @@
 use bitnet_kernels::{bf16_to_f32, f16_to_f32};
 use safetensors::Dtype;
 
-use super::packings::Trits;
+use super::packings::{Trits, has_code_3};
 
 /// Smallest scale absmean gives.
 const LEAST_SCALE: f64 = 1e-5;
@@ -184,8 +184,11 @@ pub(crate) fn unpack(
     if !scale.is_finite() || scale <= 0.0 {
         return Err(MasterError::Scale { found: scale });
     }
-    if let Some(offset) = data.iter().position(|b| b & b >> 1 & 0b01_01_01_01 != 0) {
-        return Err(MasterError::Code { offset });
+    if has_code_3(data) {
+        let offset = data.iter().position(|&byte| has_code_3(&[byte]));
+        return Err(MasterError::Code {
+            offset: offset.unwrap_or(0),
+        });
     }
     let mut weights = vec![0i8; rows * cols];
     for (quarter, weights) in weights.chunks_exact_mut(data.len()).enumerate() {

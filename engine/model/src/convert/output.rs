@@ -157,16 +157,23 @@ impl Plan {
             let shape = (info.rows() as usize, info.cols() as usize);
             let layout = I2sLayout::Blocks128;
             let data = gguf.data(info);
-            let trits = Trits::unpack(info.ty, &data, shape, layout, planned.tiles, exact)
-                .map_err(|error| changed(error.to_string()))?;
+            let hashed = match info.ty {
+                TensorType::I2S => Trits::digest_of_i2_s(&data, shape),
+                _ => None,
+            };
+            let (digest, scale) = match hashed {
+                Some(found) => found,
+                None => Trits::unpack(info.ty, &data, shape, layout, planned.tiles, exact)
+                    .map(|trits| (trits.digest(), trits.scale))
+                    .map_err(|error| changed(error.to_string()))?,
+            };
             release(&gguf, &data);
-            let digest = trits.digest();
             if digest != expected.digest {
                 let (before, after) = (hex(&expected.digest), hex(&digest));
                 return Err(changed(format!("checksum {before} before, {after} after")));
             }
-            if trits.scale.to_bits() != expected.scale.to_bits() {
-                let (before, after) = (expected.scale, trits.scale);
+            if scale.to_bits() != expected.scale.to_bits() {
+                let (before, after) = (expected.scale, scale);
                 return Err(changed(format!("scale {before} before, {after} after")));
             }
             after.push((planned.name.clone(), digest));

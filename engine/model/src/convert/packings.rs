@@ -88,9 +88,25 @@ impl Trits {
         hash.finalize().into()
     }
 
+    /// [`Trits::digest`] and the scale of an I2_S tensor `[rows, cols]` of whole blocks, whose codes are what is hashed; `None`
+    /// for bytes that are no such tensor.
+    pub(crate) fn digest_of_i2_s(
+        data: &[u8],
+        (rows, cols): (usize, usize),
+    ) -> Option<([u8; 32], f32)> {
+        let (codes, scale) = codes_and_scale(data, rows * cols / 4).ok()?;
+        if !(rows * cols).is_multiple_of(128) || has_code_3(codes) {
+            return None;
+        }
+        Some((digest_of_codes((rows, cols), codes), scale))
+    }
+
     /// Weights that are zero, of all.
     pub fn zeros(&self) -> usize {
-        self.weights.iter().filter(|&&w| w == 0).count()
+        // Short sums of bytes, 255 at most; one long count of words would be ten times as slow.
+        let zeros = |weights: &[i8]| weights.iter().map(|&w| u8::from(w == 0)).sum::<u8>();
+        let chunks = self.weights.chunks(u8::MAX as usize);
+        chunks.map(|weights| usize::from(zeros(weights))).sum()
     }
 
     /// The bytes of a GGUF tensor of type `ty`; `tiles` for TL1 and TL2.
@@ -198,6 +214,14 @@ impl Trits {
     }
 }
 
+fn digest_of_codes((rows, cols): (usize, usize), codes: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update((rows as u64).to_le_bytes());
+    hash.update((cols as u64).to_le_bytes());
+    hash.update(codes);
+    hash.finalize().into()
+}
+
 /// Weights hashed at a time; a multiple of 128.
 const CHUNK: usize = 1 << 16;
 
@@ -245,30 +269,41 @@ fn i2_s_block(block: &[i8; 128], bytes: &mut [u8; 32]) {
     }
 }
 
+/// Whether one of the four codes in any byte is 3.
+pub(super) fn has_code_3(codes: &[u8]) -> bool {
+    codes.iter().fold(0, |seen, byte| seen | byte & byte >> 1) & 0x55 != 0
+}
+
 fn i2_s_weights(codes: &[u8], layout: I2sLayout) -> Result<Vec<i8>, PackError> {
     let mut weights = vec![0i8; codes.len() * 4];
     match layout {
         I2sLayout::Blocks128 => unpack_blocks::<32, 128>(codes, &mut weights),
         I2sLayout::Blocks64 => unpack_blocks::<16, 64>(codes, &mut weights),
     }
-    // Codes of 3 are now +2.
-    match weights.iter().all(|&w| w < 2) {
-        true => Ok(weights),
-        false => Err(PackError::Code {
-            index: weights.iter().position(|&w| w == 2).unwrap_or(0),
-        }),
+    match has_code_3(codes) {
+        false => Ok(weights),
+        true => Err(code_3(&weights)),
     }
+}
+
+/// Codes of 3 became +2.
+fn code_3(weights: &[i8]) -> PackError {
+    let index = weights.iter().position(|&w| w == 2).unwrap_or(0);
+    PackError::Code { index }
 }
 
 fn unpack_blocks<const BYTES: usize, const WEIGHTS: usize>(codes: &[u8], weights: &mut [i8]) {
     let blocks = codes.as_chunks::<BYTES>().0.iter();
     for (bytes, block) in blocks.zip(weights.as_chunks_mut::<WEIGHTS>().0) {
-        for (quarter, weights) in block.chunks_exact_mut(BYTES).enumerate() {
-            let shift = 6 - 2 * quarter;
-            for (w, byte) in weights.iter_mut().zip(bytes) {
-                *w = (byte >> shift & 3) as i8 - 1;
-            }
-        }
+        let (quarters, _) = block.as_chunks_mut::<BYTES>();
+        let [a, b, c, d] = quarters else {
+            unreachable!("a block has four quarters")
+        };
+        // Shifts by constants, so that each loop is a few vector instructions.
+        (0..BYTES).for_each(|i| a[i] = (bytes[i] >> 6) as i8 - 1);
+        (0..BYTES).for_each(|i| b[i] = (bytes[i] >> 4 & 3) as i8 - 1);
+        (0..BYTES).for_each(|i| c[i] = (bytes[i] >> 2 & 3) as i8 - 1);
+        (0..BYTES).for_each(|i| d[i] = (bytes[i] & 3) as i8 - 1);
     }
 }
 
@@ -322,11 +357,11 @@ fn tq_weights(
         }
         if d == 0.0 {
             block.fill(0);
-        } else if let Some(at) = block.iter().position(|&w| w > 1) {
+        } else if let Some(at) = place_of_code_3(block) {
             let index = number * TQ_BLOCK + at;
             return Err(PackError::Code { index });
         }
-        if block.iter().all(|&w| w == 0) && d.is_finite() {
+        if block.iter().fold(0, |seen, w| seen | w) == 0 && d.is_finite() {
             silent.get_or_insert(d);
             continue;
         }
@@ -344,14 +379,22 @@ fn tq_weights(
     Ok((weights, exact.unwrap_or(found)))
 }
 
+fn place_of_code_3(block: &[i8; TQ_BLOCK]) -> Option<usize> {
+    let most = block.iter().fold(-1, |most: i8, &w| most.max(w));
+    (most > 1).then(|| block.iter().position(|&w| w > 1))?
+}
+
 fn tq2_0_weights(codes: &[u8], block: &mut [i8; TQ_BLOCK]) {
     let halves = codes.as_chunks::<32>().0.iter();
     for (bytes, half) in halves.zip(block.as_chunks_mut::<128>().0) {
-        for (quarter, weights) in half.chunks_exact_mut(32).enumerate() {
-            for (w, byte) in weights.iter_mut().zip(bytes) {
-                *w = (byte >> (2 * quarter) & 3) as i8 - 1;
-            }
-        }
+        let (quarters, _) = half.as_chunks_mut::<32>();
+        let [a, b, c, d] = quarters else {
+            unreachable!("half a block has four quarters")
+        };
+        (0..32).for_each(|i| a[i] = (bytes[i] & 3) as i8 - 1);
+        (0..32).for_each(|i| b[i] = (bytes[i] >> 2 & 3) as i8 - 1);
+        (0..32).for_each(|i| c[i] = (bytes[i] >> 4 & 3) as i8 - 1);
+        (0..32).for_each(|i| d[i] = (bytes[i] >> 6) as i8 - 1);
     }
 }
 
@@ -423,6 +466,50 @@ pub(crate) mod tests {
                 .fold(start.clone(), |trits, &ty| turn(&trits, ty));
             assert_eq!(end, start);
             assert_eq!(end.digest(), start.digest());
+        }
+    }
+
+    #[test]
+    fn the_digest_of_codes_is_that_of_their_weights() {
+        let start = trits(3, 640, 0.25);
+        let mut bytes = Vec::new();
+        start.pack(TensorType::I2S, None, &mut bytes).unwrap();
+        let found = Trits::digest_of_i2_s(&bytes, (3, 640));
+        assert_eq!(found, Some((start.digest(), 0.25)));
+        assert_eq!(Trits::digest_of_i2_s(&bytes[..40], (3, 640)), None);
+        bytes[479] |= 0b11;
+        assert_eq!(Trits::digest_of_i2_s(&bytes, (3, 640)), None);
+    }
+
+    #[test]
+    fn codes_of_3_are_seen_in_every_place() {
+        for byte in 0..=u8::MAX {
+            let codes = [byte >> 6, byte >> 4 & 3, byte >> 2 & 3, byte & 3];
+            assert_eq!(
+                has_code_3(&[0x55, byte, 0xaa]),
+                codes.contains(&3),
+                "{byte:02x}"
+            );
+        }
+    }
+
+    #[test]
+    fn zeros_are_counted_across_chunks() {
+        for n in [1, 254, 255, 256, 1000] {
+            let weights: Vec<i8> = (0..n).map(|i| i8::from(i % 10 == 0)).collect();
+            let expected = weights.iter().filter(|w| **w == 0).count();
+            let (rows, scale) = (1, 1.0);
+            let cols = n;
+            assert_eq!(
+                Trits {
+                    rows,
+                    cols,
+                    weights,
+                    scale
+                }
+                .zeros(),
+                expected
+            );
         }
     }
 
