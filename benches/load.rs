@@ -122,6 +122,7 @@ impl Alone {
             prefill_batch: 128,
             kv_type: KvType::F16,
             head: HeadMode::Full,
+            draft_max: 0,
             weights: WeightsHome::HugePages,
             mlock: false,
             overrides: Overrides::default(),

@@ -93,6 +93,10 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Request, A
                 hand_over(name, value, &mut flags);
             }
             Action::Escapes(on) => escapes = on,
+            // Another engine knows more kinds.
+            Action::Set("spec" | "draft-max") | Action::SetTo("spec", _) if for_another => {
+                hand_over(name, value, &mut flags);
+            }
             _ => apply(flag, &name, value, &mut flags)?,
         }
     }

@@ -439,6 +439,7 @@ impl Plan {
             prefill_batch: self.prefill_batch.value,
             kv_type: self.kv_type.value,
             head: self.head.value,
+            draft_max: settings.draft_max(),
             weights: self.weights.value,
             mlock: self.mlock.value,
             overrides: settings.overrides.clone(),

@@ -295,6 +295,10 @@ pub(crate) struct Settings {
     pub kernel: Setting<Option<KernelName>>,
     /// Output head; `None` is automatic.
     pub head: Setting<Option<HeadMode>>,
+    /// Guess tokens ahead.
+    pub spec: Setting<bool>,
+    /// Most tokens guessed ahead for a slot.
+    pub draft_tokens: Setting<usize>,
     /// Home of the ternary weights; `None` is automatic.
     pub weights: Setting<Option<WeightsHome>>,
     /// Decode threads; `None` is automatic.
@@ -640,6 +644,14 @@ impl Sources {
 }
 
 impl Settings {
+    /// Most tokens guessed ahead, 0 where none are.
+    pub(crate) fn draft_max(&self) -> usize {
+        match self.spec.value {
+            true => self.draft_tokens.value,
+            false => 0,
+        }
+    }
+
     /// Reads all sources.
     ///
     /// # Errors

@@ -434,6 +434,8 @@ pub(crate) fn task(n_vocab: usize, slot: usize, length: usize, n: usize, reuse: 
         n,
         slot,
         reuse,
+        spec: false,
+        only: None,
     }
 }
 
@@ -486,6 +488,7 @@ pub(crate) fn engine_config(
     EngineConfig {
         slots,
         slot_context: context,
+        draft_max: 0,
         ..plan.engine_config(settings)
     }
 }

@@ -19,6 +19,8 @@ use crate::supervise::exit::Tools;
 const SILENCE: Duration = Duration::from_secs(300);
 /// Log level of the engines: what they report goes to the program's log, if it has one.
 const LOG_LEVEL: &str = "warn";
+/// Makes one token the best whatever the others' logits are.
+const ONLY_BIAS: f32 = 1e9;
 
 /// A running engine that has loaded its model. Ends with its owner.
 pub(crate) struct Session {
@@ -43,6 +45,10 @@ pub(crate) struct Task {
     pub slot: usize,
     /// Take from the slot's cache what is there.
     pub reuse: bool,
+    /// Guess tokens ahead, as far as the engine does.
+    pub spec: bool,
+    /// Produce this token only.
+    pub only: Option<u32>,
 }
 
 /// What a sequence became.
@@ -301,8 +307,14 @@ fn submit(id: u64, task: &Task) -> Submit {
         slot: Some(task.slot),
         carried: Default::default(),
         prompt_probs: None,
+        draft_max: Some(if task.spec { usize::MAX } else { 0 }),
         sampling: SamplingParams {
             temperature: 0.0,
+            logit_bias: task
+                .only
+                .map(|token| (token, ONLY_BIAS))
+                .into_iter()
+                .collect(),
             ..SamplingParams::default()
         },
     }

@@ -92,6 +92,8 @@ const PASSED: &[Passed] = &[
 /// Settings that only the built-in engine has.
 const BUILT_IN_ONLY: &[&str] = &[
     "head",
+    "spec",
+    "draft-max",
     "weights",
     "tune",
     "system-prompt",

@@ -18,6 +18,9 @@ use super::{
 use crate::llama_argv;
 use crate::models::locate::{Found, locate};
 
+/// Tokens guessed ahead in one step, if nobody says how many: together with the token before them as many as kernels take at once.
+const DRAFT_MAX: usize = 7;
+
 /// Between the values of a repeated flag or of an array: a character nobody types.
 pub(super) const LIST_SEPARATOR: char = '\u{1f}';
 
@@ -133,6 +136,7 @@ impl Asked {
         let defaults = SamplingParams::default();
         let mut notices = Vec::new();
         self.warn_of_kv_type(&mut warnings);
+        self.warn_of_drafts(&mut warnings);
         let number = |name, default| self.or(name, default, values::number);
         let llama = dialect == Dialect::LlamaServer;
         Ok(Settings {
@@ -163,6 +167,8 @@ impl Asked {
             },
             kernel: self.optional("kernel", values::kernel)?,
             head: self.optional("head", values::head)?,
+            spec: self.or("spec", false, values::spec)?,
+            draft_tokens: self.or("draft-max", DRAFT_MAX, values::draft_max)?,
             weights: self.weights()?,
             threads: self.or("threads", None, values::threads)?,
             threads_batch: self.or("threads-batch", None, values::threads)?,
@@ -397,6 +403,22 @@ impl Asked {
             warnings.push(format!(
                 "{source} {value} has no effect: the cache is kept as {}",
                 nearest.name()
+            ));
+        }
+    }
+
+    /// A length of drafts alone drafts nothing.
+    fn warn_of_drafts(&self, warnings: &mut Vec<String>) {
+        let is_off = self
+            .0
+            .get("spec")
+            .is_none_or(|it| values::spec(&it.value) == Ok(false));
+        if let Some(Setting { value, source }) = self.0.get("draft-max")
+            && is_off
+            && value != "0"
+        {
+            warnings.push(format!(
+                "{source} {value} has no effect without `--spec ngram`"
             ));
         }
     }

@@ -197,6 +197,17 @@ pub(crate) const KEYS: &[Key] = &[
     .default("auto: exact for a large head of F32, F16 or BF16"),
     value(
         MACHINE,
+        "spec",
+        "HOW",
+        "Guess tokens ahead and check several in one step; the tokens are the same. ngram: guesses are what followed the last tokens earlier in the same text; none",
+    )
+    .env(&["BITNET_SPEC", "LLAMA_ARG_SPEC_TYPE"])
+    .default("none"),
+    value(MACHINE, "draft-max", "N", "Most tokens guessed ahead in one step, with --spec; how many are worth it is measured")
+        .env(&["LLAMA_ARG_DRAFT_MAX", "LLAMA_ARG_SPEC_DRAFT_N_MAX"])
+        .default("7"),
+    value(
+        MACHINE,
         "weights",
         "WHERE",
         "huge_pages (moved into memory of large pages after the start: fastest), mapped (read in place from the file: smallest, shared between processes) or copied (the whole file is read into memory at the start)",

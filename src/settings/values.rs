@@ -348,6 +348,20 @@ pub(super) fn head(text: &str) -> Read<HeadMode> {
     }
 }
 
+/// llama-server tells several kinds of n-grams apart; there is one here.
+pub(super) fn spec(text: &str) -> Read<bool> {
+    match text {
+        "ngram" => Ok(true),
+        "none" | "off" => Ok(false),
+        text if text.starts_with("ngram-") => Ok(true),
+        _ => Err("`ngram` or `none`: there is no speculation by another model".to_owned()),
+    }
+}
+
+pub(super) fn draft_max(text: &str) -> Read<usize> {
+    whole(text, 0, 64, "a whole number from 0 to 64")
+}
+
 pub(super) fn weights(text: &str) -> Read<WeightsHome> {
     match text {
         "huge_pages" => Ok(WeightsHome::HugePages),

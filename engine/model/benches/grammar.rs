@@ -128,6 +128,7 @@ fn config(file: PathBuf) -> EngineConfig {
         prefill_batch: 128,
         kv_type: KvType::F16,
         head: HeadMode::Exact,
+        draft_max: 0,
         mlock: false,
         overrides: Overrides::default(),
         weights: WeightsHome::HugePages,
@@ -151,6 +152,7 @@ fn submit(id: u64, grammar: Option<GrammarText>) -> Submit {
         },
         carried: Carried::default(),
         prompt_probs: None,
+        draft_max: None,
     }
 }
 

@@ -119,6 +119,7 @@ fn config(file: &Path, kernel: &str, home: WeightsHome, cpus: &[usize]) -> Engin
         prefill_batch: PREFILL,
         kv_type: KvType::F16,
         head: HeadMode::Exact,
+        draft_max: 0,
         weights: home,
         mlock: false,
         overrides: Overrides::default(),

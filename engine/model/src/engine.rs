@@ -40,6 +40,8 @@ const END_WAIT: Duration = Duration::from_secs(1);
 /// Most slots, and most tokens per step: guards against a configuration that can't be meant.
 const MAX_SLOTS: usize = 1024;
 const MAX_PREFILL_BATCH: usize = 1 << 16;
+/// Guesses in a step that slots share, unless one alone may have more.
+const SHARED_DRAFTS: usize = 16;
 
 /// Why an engine can't start.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +127,8 @@ pub struct Engine {
     model: Model,
     kv: KvCache,
     prefill_batch: usize,
+    draft_max: usize,
+    drafts_per_step: usize,
     /// The model file, if one is mapped.
     map: Option<FileMap>,
     mlock: bool,
@@ -195,15 +199,16 @@ impl Engine {
             head_dim: facts.head_dim,
             kv_type: config.kv_type,
         })?;
+        let drafts = drafts_per_step(config);
         let limits = Limits {
-            batch: config.prefill_batch + config.slots,
-            logits: n_logits.max(config.slots),
+            batch: config.prefill_batch + config.slots + drafts,
+            logits: n_logits.max(config.slots + drafts),
             context: config.slot_context,
-            decode_batch: config.slots,
+            decode_batch: config.slots + drafts,
             decode_workers: config.decode_cpus.len(),
         };
         let pool = Pool::new(&workers(config), config.pin)?;
-        let screening = Screening::new(&weights.head, config.head, config.slots);
+        let screening = Screening::new(&weights.head, config.head, config.slots + drafts);
         let map = gguf.map().cloned();
         let relocation = match config.weights {
             WeightsHome::HugePages => Some(Relocation::new(map.clone(), &weights)),
@@ -222,6 +227,8 @@ impl Engine {
             kernel,
             kv,
             prefill_batch: config.prefill_batch,
+            draft_max: config.draft_max,
+            drafts_per_step: drafts,
             gguf,
             overrides: config.overrides.clone(),
         })
@@ -281,6 +288,16 @@ impl Engine {
     /// Most prompt tokens in a step.
     pub fn prefill_batch(&self) -> usize {
         self.prefill_batch
+    }
+
+    /// Most tokens guessed ahead in a slot.
+    pub fn draft_max(&self) -> usize {
+        self.draft_max
+    }
+
+    /// Most tokens guessed ahead in a step, of all slots.
+    pub fn drafts_per_step(&self) -> usize {
+        self.drafts_per_step
     }
 
     /// One forward pass: `[n_wanted, n_vocab]` logits.
@@ -402,6 +419,7 @@ fn check(config: &EngineConfig) -> Result<(), LoadError> {
         ("slots", config.slots, MAX_SLOTS),
         ("slot_context", config.slot_context, u32::MAX as usize),
         ("prefill_batch", config.prefill_batch, MAX_PREFILL_BATCH),
+        ("draft_max", config.draft_max.max(1), MAX_SLOTS),
         ("decode_cpus", config.decode_cpus.len(), MAX_SLOTS),
         ("prefill_cpus", config.prefill_cpus.len(), MAX_SLOTS),
     ];
@@ -414,6 +432,12 @@ fn check(config: &EngineConfig) -> Result<(), LoadError> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Slots share them: more would make a step too long to be worth it.
+fn drafts_per_step(config: &EngineConfig) -> usize {
+    let all = config.draft_max * config.slots;
+    all.min(config.draft_max.max(SHARED_DRAFTS))
 }
 
 /// CPUs of the pool: those of decode first, because decode uses the first workers.
@@ -664,6 +688,7 @@ mod tests {
             weights: WeightsHome::HugePages,
             mlock: false,
             head: HeadMode::Full,
+            draft_max: 0,
             overrides: Overrides::default(),
         };
         assert!(Engine::load(&config("i2_s"), || None).is_ok());

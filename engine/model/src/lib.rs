@@ -22,6 +22,7 @@ pub mod scheduler;
 pub mod screening;
 pub mod selftest;
 pub mod slot_file;
+mod speculation;
 pub mod synth;
 pub mod tensors;
 pub mod tokenizer;

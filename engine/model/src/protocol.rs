@@ -166,6 +166,9 @@ pub struct EngineConfig {
     pub kv_type: KvType,
     /// Output head.
     pub head: HeadMode,
+    /// Most tokens that are guessed ahead in a slot, from n-grams of its own text, to be checked in one step; 0: none.
+    #[serde(default)]
+    pub draft_max: usize,
     /// Home of the ternary weights.
     pub weights: WeightsHome,
     /// Lock the weights in memory.
@@ -417,6 +420,9 @@ pub struct Submit {
     /// Report how likely each prompt token but the first is, with this many alternatives. Nothing cached is reused then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_probs: Option<u32>,
+    /// Most tokens guessed ahead; `None`: as the engine is configured, which no request exceeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub draft_max: Option<usize>,
 }
 
 /// How the vectors of a text's tokens become its embedding; numbers as in GGUF's `pooling_type`.
@@ -520,6 +526,22 @@ pub enum ToEngine {
     },
 }
 
+/// How a token came out of a step that checked guesses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Draft {
+    /// With the first token of a step: tokens that were guessed for it.
+    pub n: u32,
+    /// Place among the tokens of the step. Each but the first tells that another guess was right.
+    pub place: u32,
+}
+
+impl Draft {
+    fn is_none(&self) -> bool {
+        *self == Draft::default()
+    }
+}
+
 /// Engine to server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -576,6 +598,9 @@ pub enum FromEngine {
         /// With mirostat or adaptive sampling: its state after this token, to be carried by a continuation.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mirostat_mu: Option<MirostatMu>,
+        /// With speculation.
+        #[serde(default, skip_serializing_if = "Draft::is_none")]
+        draft: Draft,
         /// Milliseconds since the first prefill step of this generation began.
         ms: f64,
         /// CPU time of the engine for this generation so far, see `scheduler`; `None` where the system doesn't tell.

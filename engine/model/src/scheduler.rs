@@ -1,5 +1,5 @@
-//! Decides what each forward pass computes: one token for every sequence that generates, and a share of the prompts that
-//! wait to be evaluated (continuous batching with chunked prefill). One thread owns this, the model and the cache.
+//! Decides what each forward pass computes: one token for every sequence that generates, with guesses of the next ones where they pay
+//! (see `speculation`), and a share of the prompts that wait to be evaluated (continuous batching with chunked prefill). One thread owns this, the model and the cache.
 //!
 //! Jobs beyond the slots wait in order of arrival; the server bounds their number. The prompt tokens of a step are
 //! limited so that it lasts about [`STEP_ALONE`], or [`STEP_SHARED`] while others generate. How a prompt is
@@ -8,23 +8,24 @@
 //! The CPU time of a forward pass, that of all threads, is shared among its jobs by their tokens in it; what a token costs to draw is its own
 //! job's. Work between the passes (copies, slot files) is nobody's.
 
+mod job;
+
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use crate::chores::Chores;
 use crate::cpu_time::Laps;
 use crate::engine::Engine;
-use crate::grammar::GrammarError;
-use crate::graph::{Entry, Model};
+use crate::graph::Entry;
 use crate::pooling::Pooler;
 use crate::protocol::{
-    Carried, EMBEDDING_PART_VALUES, Embed, Finish, FromEngine, Pooling, SamplingParams, SlotAction,
-    Submit,
+    Carried, Embed, Finish, FromEngine, Pooling, SamplingParams, SlotAction, Submit,
 };
-use crate::sampler::{SampleError, Sampled, Sampler, Want};
+use crate::sampler::{Sampler, Want};
 use crate::sampler_maker::SamplerMaker;
+use crate::speculation::{Acceptance, Costs, Offer, share};
+use job::{Around, Job, Wanted, embed, finish_of};
 
 /// How long a step with prompt tokens should take when nobody generates.
 pub const STEP_ALONE: Duration = Duration::from_millis(500);
@@ -80,6 +81,9 @@ pub struct Scheduler<S> {
     /// `[n_embd]` the vector of a token to embed.
     hidden: Vec<f32>,
     batch: Vec<Entry>,
+    wanted: Wanted,
+    /// What steps without prompt tokens take, where tokens are guessed ahead.
+    costs: Costs,
     /// Prompt tokens left and slot of each unfinished prompt.
     order: Vec<(usize, usize)>,
     pace: Pace,
@@ -110,21 +114,6 @@ struct Waiting {
     pooling: Option<Pooling>,
 }
 
-/// A generation in its slot, or a text to embed: then nothing is generated.
-struct Job {
-    submit: Submit,
-    pooler: Option<Pooler>,
-    /// Tokens of the prompt; those in `submit.tokens` behind them were sampled here.
-    n_prompt: usize,
-    sampler: Sampler,
-    /// The next token, if it is known before its step.
-    forced: Option<u32>,
-    cached: usize,
-    prefill_began: Option<Instant>,
-    /// Its share of the CPU time so far.
-    cpu_ms: Option<f64>,
-}
-
 /// How fast prompts are evaluated, to choose how many tokens a step takes.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
@@ -144,6 +133,8 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             batch: Vec::with_capacity(engine.model().limits().batch),
             order: Vec::with_capacity(slots.len()),
             hidden: vec![0.0; engine.model().n_embd()],
+            wanted: Wanted::default(),
+            costs: Costs::new(slots.len() + engine.drafts_per_step()),
             chores: Chores::default(),
             engine,
             slots,
@@ -309,8 +300,11 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         }
         let began = Instant::now();
         self.forward();
-        self.pace
-            .observe(self.batch.len() - n_generating, began.elapsed());
+        let took = began.elapsed();
+        self.pace.observe(self.batch.len() - n_generating, took);
+        if self.batch.len() == n_generating && self.engine.draft_max() > 0 {
+            self.costs.observe(n_generating, took);
+        }
         if self.engine.is_unprepared() {
             self.engine.prepare(PREPARE_BUSY);
             self.cpu.lap();
@@ -436,6 +430,8 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             n_prompt: submit.tokens.len(),
             sampler,
             forced: None,
+            guess: None,
+            acceptance: Acceptance::default(),
             pooler: pooling.map(|pooling| Pooler::new(pooling, submit.tokens.len())),
             cached,
             prefill_began: None,
@@ -445,15 +441,31 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
     }
 
     fn add_generating(&mut self) {
+        let (draft_max, context) = (self.engine.draft_max(), self.engine.context());
+        let jobs = self.slots.iter_mut().filter_map(|slot| slot.job.as_mut());
+        let mut n_generating = 0;
+        for job in jobs.filter(|job| job.is_generating()) {
+            job.look_ahead(draft_max, context);
+            n_generating += 1;
+        }
+        let offers = self.jobs().filter_map(|job| job.offer(draft_max, context));
+        let offers: Vec<Offer<'_>> = offers.collect();
+        let most = self.engine.drafts_per_step();
+        let mut lengths = share(n_generating, &offers, most, &self.costs).into_iter();
         for (slot, it) in self.slots.iter_mut().enumerate() {
-            if let Some(job) = it.job.as_mut().filter(|job| job.is_generating()) {
-                let token = job.submit.tokens[job.submit.tokens.len() - 1];
-                job.forced = job.sampler.forced();
-                self.batch.push(Entry {
-                    slot,
-                    token,
-                    wants_logits: job.forced.is_none(),
-                });
+            let Some(job) = it.job.as_mut().filter(|job| job.is_generating()) else {
+                continue;
+            };
+            let entry = |token, wants_logits| Entry {
+                slot,
+                token,
+                wants_logits,
+            };
+            let last = job.submit.tokens[job.submit.tokens.len() - 1];
+            self.batch.push(entry(last, job.forced.is_none()));
+            if job.guess.is_some() {
+                let drafts = job.drafts(lengths.next().unwrap_or(0));
+                self.batch.extend(drafts.map(|token| entry(token, true)));
             }
         }
     }
@@ -511,13 +523,21 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             steps,
             last_beat,
             hidden,
+            wanted,
             send,
             cpu,
             ..
         } = self;
         let (model, kv) = engine.parts();
-        let wants = wants(slots, batch);
-        model.forward_for(batch, &wants, kv, || {
+        wanted.clear();
+        for run in batch.chunk_by(|a, b| a.slot == b.slot) {
+            let (n_wanted, drafts) = drafts_of(run);
+            match &mut slots[run[0].slot].job {
+                Some(job) if n_wanted > 0 => job.want(drafts, wanted),
+                _ => (0..n_wanted).for_each(|_| wanted.push(Want::All)),
+            }
+        }
+        model.forward_for(batch, &wanted.all(), kv, || {
             if last_beat.elapsed() >= HEARTBEAT {
                 *last_beat = Instant::now();
                 send(FromEngine::Heartbeat { steps: *steps });
@@ -562,59 +582,45 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
                 }
             }
         }
-        let wanted = || batch.iter().filter(|entry| entry.wants_logits);
-        let mut drawn: Vec<_> = wanted()
-            .zip(model.logits())
-            .map(|(entry, mut logits)| {
-                let job = slots[entry.slot].job.as_mut()?;
-                let drawn = job.sampler.draw(&mut logits, &job.submit.tokens);
-                job.charge(cpu.lap());
-                Some(drawn)
-            })
-            .collect();
-        let mut place = 0;
-        for &Entry {
-            slot, wants_logits, ..
-        } in batch.iter()
-        {
+        let mut around = Around {
+            context: kv.shape().context,
+            cpu,
+            send,
+        };
+        let mut n_before = 0;
+        for run in batch.chunk_by(|a, b| a.slot == b.slot) {
+            let (n_wanted, drafts) = drafts_of(run);
+            let places = n_before..n_before + n_wanted;
+            n_before = places.end;
+            let slot = run[0].slot;
             let Some(job) = &mut slots[slot].job else {
-                place += usize::from(wants_logits);
                 continue;
             };
-            let sampled = match (wants_logits, job.forced.take()) {
-                (true, _) => {
-                    place += 1;
-                    let Some(drawn) = drawn[place - 1].take() else {
-                        continue;
-                    };
-                    match drawn {
-                        Ok(Some(sampled)) => Ok(sampled),
-                        Ok(None) => {
-                            let drawn = job.draw_allowed(model, place - 1);
-                            job.charge(cpu.lap());
-                            drawn
-                        }
-                        Err(error) => Err(error),
-                    }
-                }
-                (false, Some(token)) => job.sampler.take_forced(token),
-                (false, None) => continue,
-            };
-            if let Some(finish) = job.take(sampled, kv.shape().context, send) {
-                if matches!(finish, Finish::Error(_)) {
-                    // What the cache holds led to this; it must not reach another generation.
-                    kv.truncate(slot, 0);
-                }
-                // Counters are right by the time a client has its answer, however short the work was.
-                send(FromEngine::Heartbeat { steps: *steps });
-                send(FromEngine::Done {
-                    id: job.submit.id,
-                    finish,
-                });
-                slots[slot].job = None;
+            let finish = job.advance(model, places, drafts, &mut around);
+            if !drafts.is_empty() {
+                // Behind the first wrong draft nothing is true.
+                kv.truncate(slot, job.submit.tokens.len() - 1);
             }
+            let Some(finish) = finish else { continue };
+            if matches!(finish, Finish::Error(_)) {
+                // What the cache holds led to this; it must not reach another generation.
+                kv.truncate(slot, 0);
+            }
+            // Counters are right by the time a client has its answer, however short the work was.
+            (around.send)(FromEngine::Heartbeat { steps: *steps });
+            (around.send)(FromEngine::Done {
+                id: job.submit.id,
+                finish,
+            });
+            slots[slot].job = None;
         }
     }
+}
+
+/// Of a slot's entries in a batch: how many want logits, and the drafts among them, which are the last.
+fn drafts_of(run: &[Entry]) -> (usize, &[Entry]) {
+    let n_wanted = run.iter().filter(|entry| entry.wants_logits).count();
+    (n_wanted, &run[run.len() - n_wanted.saturating_sub(1)..])
 }
 
 /// Whether what is cached of its prompt's beginning counts.
@@ -634,162 +640,7 @@ fn evaluation(embed: Embed) -> Submit {
         sampling: SamplingParams::default(),
         carried: Carried::default(),
         prompt_probs: None,
-    }
-}
-
-/// Takes the vectors of some entries of the last batch, and sends what is ready.
-fn embed(
-    id: u64,
-    pooler: &mut Pooler,
-    model: &Model,
-    entries: Range<usize>,
-    is_last: bool,
-    hidden: &mut [f32],
-    send: &mut impl FnMut(FromEngine),
-) -> Result<(), Finish> {
-    for entry in entries {
-        if !pooler.needs_next() {
-            pooler.skip();
-            continue;
-        }
-        model.hidden(entry, hidden);
-        if !hidden.iter().all(|x| x.is_finite()) {
-            let reason = "the model's vectors are not numbers";
-            return Err(Finish::Error(reason.to_owned()));
-        }
-        pooler.take(hidden);
-        if pooler.n_waiting() + hidden.len() > EMBEDDING_PART_VALUES {
-            let vectors = pooler.pooled();
-            send(FromEngine::Embedding { id, vectors });
-        }
-    }
-    let vectors = if is_last { pooler.pooled() } else { Vec::new() };
-    if !vectors.is_empty() {
-        send(FromEngine::Embedding { id, vectors });
-    }
-    Ok(())
-}
-
-/// What the sampler of each entry that wants logits needs, in the order of the batch. A slot has one such entry at most.
-fn wants<'a>(slots: &'a mut [Slot], batch: &[Entry]) -> Vec<Want<'a>> {
-    let mut jobs: Vec<_> = slots.iter_mut().map(|slot| slot.job.as_mut()).collect();
-    let wanted = batch.iter().filter(|entry| entry.wants_logits);
-    wanted
-        .map(|entry| match jobs[entry.slot].take() {
-            Some(job) => job.sampler.wants(&job.submit.tokens),
-            None => Want::All,
-        })
-        .collect()
-}
-
-impl Job {
-    fn is_generating(&self) -> bool {
-        self.submit.tokens.len() > self.n_prompt
-    }
-
-    /// Milliseconds since its first prefill step began.
-    fn ms(&self) -> f64 {
-        self.prefill_began
-            .map_or(0.0, |began| began.elapsed().as_secs_f64() * 1e3)
-    }
-
-    fn progress(&self, slot: usize, processed: usize) -> FromEngine {
-        FromEngine::Prefill {
-            id: self.submit.id,
-            slot,
-            total: self.n_prompt,
-            cached: self.cached,
-            processed,
-            ms: self.ms(),
-            cpu_ms: self.cpu_ms,
-        }
-    }
-
-    /// Reports how likely the prompt's tokens behind `entries` of the last batch are; `processed` tokens are in the cache now.
-    fn score(
-        &self,
-        model: &mut Model,
-        entries: Range<usize>,
-        processed: usize,
-        send: &mut impl FnMut(FromEngine),
-    ) -> Result<(), Finish> {
-        let first = processed - entries.len() + 1;
-        let next =
-            &self.submit.tokens[first.min(self.n_prompt)..(processed + 1).min(self.n_prompt)];
-        let n_top = self.submit.prompt_probs.unwrap_or(0) as usize;
-        let entries = entries.start..entries.start + next.len();
-        match model.score(entries, next, n_top) {
-            Some(probs) if probs.is_empty() => {}
-            Some(probs) => {
-                let id = self.submit.id;
-                send(FromEngine::PromptProbs { id, first, probs });
-            }
-            None => {
-                let reason = "the logits of the prompt are not numbers";
-                return Err(Finish::Error(reason.to_owned()));
-            }
-        }
-        Ok(())
-    }
-
-    fn charge(&mut self, cpu_ms: Option<f64>) {
-        self.cpu_ms = self.cpu_ms.zip(cpu_ms).map(|(sum, more)| sum + more);
-    }
-
-    /// Draws again, from what the grammar allows: it refused the first token. `place`: among the entries that want logits.
-    fn draw_allowed(&mut self, model: &mut Model, place: usize) -> Result<Sampled, SampleError> {
-        let tokens = &self.submit.tokens;
-        let mut logits = match self.sampler.wants_allowed(tokens)? {
-            Some((want, allowed)) => model.logits_among(place, want, allowed),
-            None => return Err(SampleError::NothingLeft),
-        };
-        self.sampler.draw_allowed(&mut logits, tokens)
-    }
-
-    /// Takes the next token and reports it; says so when it is the last.
-    fn take(
-        &mut self,
-        sampled: Result<Sampled, SampleError>,
-        context: usize,
-        send: &mut impl FnMut(FromEngine),
-    ) -> Option<Finish> {
-        let ms = self.ms();
-        let Submit { id, tokens, .. } = &mut self.submit;
-        let sampled = match sampled {
-            Ok(sampled) => sampled,
-            Err(error) => return Some(finish_of(&error)),
-        };
-        let n_cached = tokens.len();
-        tokens.push(sampled.token);
-        send(FromEngine::Token {
-            id: *id,
-            token: sampled.token,
-            probs: sampled.probs,
-            mirostat_mu: sampled.mirostat_mu,
-            ms,
-            cpu_ms: self.cpu_ms,
-        });
-        let n_new = (tokens.len() - self.n_prompt) as u32;
-        if self.submit.eog_tokens.contains(&sampled.token) {
-            Some(Finish::Eos)
-        } else if n_new >= self.submit.max_tokens {
-            Some(Finish::Limit)
-        } else if n_cached >= context {
-            Some(Finish::ContextFull)
-        } else {
-            None
-        }
-    }
-}
-
-/// How a generation ends whose sampler is at a loss.
-fn finish_of(error: &SampleError) -> Finish {
-    let message = error.to_string();
-    match error {
-        SampleError::NotFinite { .. } | SampleError::Grammar(GrammarError::Vocabulary(_)) => {
-            Finish::Error(message)
-        }
-        SampleError::NothingLeft | SampleError::Grammar(_) => Finish::Refused(message),
+        draft_max: None,
     }
 }
 

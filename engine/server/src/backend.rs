@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use bitnet_model::protocol::{
-    Finish, Pooling, SamplingParams, SlotAction, SlotFault, SlotReport, TokenProbs,
+    Draft, Finish, Pooling, SamplingParams, SlotAction, SlotFault, SlotReport, TokenProbs,
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
@@ -137,6 +137,8 @@ pub enum JobEvent {
         probs: Option<TokenProbs>,
         /// When it was sampled.
         at: Instant,
+        /// With speculation.
+        draft: Draft,
         /// CPU time of engines for this job so far, where the system tells.
         cpu_ms: Option<f64>,
     },

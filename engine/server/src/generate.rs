@@ -99,6 +99,9 @@ pub(crate) struct Timings {
     pub(crate) predicted_ms: f64,
     /// CPU time of the engine; a step's is shared by tokens.
     pub(crate) cpu_ms: Option<f64>,
+    /// Tokens guessed ahead, and those of them that were right.
+    pub(crate) draft_n: usize,
+    pub(crate) draft_n_accepted: usize,
     /// Idle power taken off; only of an answer that was alone.
     pub(crate) joules: Option<f64>,
 }
@@ -185,9 +188,13 @@ impl Choice {
                 token,
                 probs,
                 at,
+                draft,
                 cpu_ms,
             } => {
                 self.timings.cpu_ms = cpu_ms;
+                self.timings.draft_n += draft.n as usize;
+                self.timings.draft_n_accepted += usize::from(draft.place > 0);
+                app.metrics.drafted(draft);
                 self.clock(at, app);
                 Ok(self.on_token(token, probs))
             }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use bitnet_model::protocol::Draft;
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -59,6 +60,18 @@ struct Totals {
     /// Tokens counted as they come, not when their request ends.
     prompt_seen: u64,
     predicted_seen: u64,
+    drafts: Drafts,
+}
+
+/// What speculation did.
+#[derive(Debug, Clone, Default)]
+struct Drafts {
+    /// Steps with guesses.
+    n: u64,
+    /// Guessed tokens.
+    n_tokens: u64,
+    /// Right ones, by their place among the guesses of a step.
+    accepted: Vec<u64>,
 }
 
 /// Totals so far, what is under way included.
@@ -132,6 +145,7 @@ impl Metrics {
             embedded: 0,
             prompt_seen: 0,
             predicted_seen: 0,
+            drafts: Drafts::default(),
         };
         Metrics {
             started: SystemTime::now(),
@@ -216,6 +230,25 @@ impl Metrics {
             totals.per_token.observe(after.as_secs_f64());
             totals.speed.token(Instant::now());
             totals.predicted_seen += 1;
+        });
+    }
+
+    /// A token came out of a step with guesses, or of any other.
+    pub(crate) fn drafted(&self, draft: Draft) {
+        if draft == Draft::default() {
+            return;
+        }
+        self.with(|totals| {
+            let drafts = &mut totals.drafts;
+            drafts.n += u64::from(draft.n > 0);
+            drafts.n_tokens += u64::from(draft.n);
+            // A place is bounded by what the settings allow.
+            let place = draft.place as usize;
+            if place > 0 {
+                let n_places = drafts.accepted.len().max(place);
+                drafts.accepted.resize(n_places, 0);
+                drafts.accepted[place - 1] += 1;
+            }
         });
     }
 

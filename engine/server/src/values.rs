@@ -36,6 +36,10 @@ pub(crate) fn timings_json(timings: &Timings) -> Value {
         "predicted_per_token_ms": ratio(predicted_ms, steps),
         "predicted_per_second": ratio(1e3 * steps, predicted_ms),
     });
+    if timings.draft_n > 0 {
+        out["draft_n"] = timings.draft_n.into();
+        out["draft_n_accepted"] = timings.draft_n_accepted.into();
+    }
     let n_tokens = (timings.prompt_n + timings.predicted_n) as f64;
     let per_token = timings.joules.map(|joules| ratio(joules, n_tokens));
     for (name, value) in [
@@ -96,7 +100,10 @@ pub(crate) fn settings_json(params: &Params, seed: u32, model: &Model) -> Value 
         "reasoning_format": "none",
         "reasoning_in_content": false,
         "generation_prompt": "",
-        "speculative.types": "none",
+        "speculative.types": match model.card.speculative {
+            true => "ngram-simple",
+            false => "none",
+        },
         "timings_per_token": params.timings_per_token,
         "backend_sampling": false,
         "lora": [],
@@ -121,6 +128,8 @@ mod tests {
             predicted_ms: 80.0,
             cpu_ms: Some(150.0),
             joules: Some(1.8),
+            draft_n: 3,
+            draft_n_accepted: 2,
         };
         let json = timings_json(&timings);
         assert_eq!(json["predicted_per_second"], 50.0);
@@ -131,6 +140,10 @@ mod tests {
             (&json["joules"], &json["joules_per_token"]),
             (&json!(1.8), &json!(0.2))
         );
+        assert_eq!(
+            (&json["draft_n"], &json["draft_n_accepted"]),
+            (&json!(3), &json!(2))
+        );
         let one = timings_json(&Timings {
             predicted_n: 1,
             ..Timings::default()
@@ -140,7 +153,13 @@ mod tests {
             (&json!(0.0), &json!(0.0))
         );
         // What nobody measured is not there.
-        for name in ["cpu_ms", "joules", "joules_per_token"] {
+        for name in [
+            "cpu_ms",
+            "joules",
+            "joules_per_token",
+            "draft_n",
+            "draft_n_accepted",
+        ] {
             assert_eq!(one.get(name), None);
         }
     }

@@ -47,6 +47,7 @@ impl Canary {
             },
             carried: Carried::default(),
             prompt_probs: None,
+            draft_max: None,
         }))
     }
 }

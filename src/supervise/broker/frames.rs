@@ -1,6 +1,6 @@
 //! What an engine's frames mean to its jobs, and to those who look on.
 
-use bitnet_model::protocol::{Finish, FromEngine, TokenProbs};
+use bitnet_model::protocol::{Draft, Finish, FromEngine, TokenProbs};
 use bitnet_server::backend::{JobEvent, SlotView};
 
 use super::line::Line;
@@ -59,6 +59,7 @@ impl Line {
                 token,
                 probs,
                 mirostat_mu,
+                draft,
                 ms,
                 cpu_ms,
             } => {
@@ -75,7 +76,7 @@ impl Line {
                     self.ground.shared.view().has_spoken = true;
                     self.event(Event::Productive);
                 }
-                self.token(id, token, probs, ms);
+                self.token(id, token, probs, draft, ms);
             }
             FromEngine::PromptProbs { id, first, probs } => {
                 if let Some(work) = self.active.get(&id) {
@@ -129,7 +130,7 @@ impl Line {
         self.with_slot(Some(progress.slot), |slot| *slot = shown);
     }
 
-    fn token(&mut self, id: u64, token: u32, probs: Option<TokenProbs>, ms: f64) {
+    fn token(&mut self, id: u64, token: u32, probs: Option<TokenProbs>, draft: Draft, ms: f64) {
         let Some(work) = self.active.get_mut(&id) else {
             return;
         };
@@ -140,6 +141,7 @@ impl Line {
             token,
             probs,
             at,
+            draft,
             cpu_ms,
         });
         let (slot, decoded, remaining) = (work.slot, work.produced, work.remaining());

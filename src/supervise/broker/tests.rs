@@ -6,8 +6,8 @@ use super::*;
 use crate::supervise::child::Engine;
 use crate::supervise::exit::{Exit, ExitKind};
 use bitnet_model::protocol::{
-    Embed, Finish, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplingParams, SlotAction,
-    SlotFault, SlotReport, Submit, ToEngine, WeightsHome, read_frame, write_frame,
+    Draft, Embed, Finish, HeadMode, KvType, ModelSource, Overrides, Pooling, SamplingParams,
+    SlotAction, SlotFault, SlotReport, Submit, ToEngine, WeightsHome, read_frame, write_frame,
 };
 use bitnet_server::backend::{Backend, BackendState, EmbedJob, Job, JobEvent, JobHandle, Refused};
 use std::collections::{BTreeMap, HashMap};
@@ -280,6 +280,7 @@ impl Mind {
                 token,
                 probs,
                 mirostat_mu: None,
+                draft: Draft::default(),
                 ms,
                 cpu_ms,
             });
@@ -359,6 +360,7 @@ fn bench(
             prefill_batch: 8,
             kv_type: KvType::F16,
             head: HeadMode::Full,
+            draft_max: 0,
             weights: WeightsHome::HugePages,
             mlock: false,
             overrides: Overrides::default(),
@@ -880,6 +882,7 @@ fn late_events_of_unknown_jobs_are_ignored() {
                 token: 5,
                 probs: None,
                 mirostat_mu: None,
+                draft: Draft::default(),
                 ms: 0.0,
                 cpu_ms: None,
             };

@@ -162,6 +162,7 @@ impl Work {
             carried: self.carried.clone(),
             // All of them were reported before the first token.
             prompt_probs: self.job.prompt_probs.filter(|_| self.produced == 0),
+            draft_max: None,
         }))
     }
 

@@ -42,6 +42,7 @@ pub(crate) fn config(model: &Path) -> EngineConfig {
         prefill_batch: 32,
         kv_type: KvType::F16,
         head: HeadMode::Full,
+        draft_max: 0,
         weights: WeightsHome::HugePages,
         mlock: false,
         overrides: Overrides::default(),
@@ -70,6 +71,7 @@ pub(crate) fn submit(id: u64, tokens: &[u32]) -> Submit {
         },
         carried: Carried::default(),
         prompt_probs: None,
+        draft_max: None,
     }
 }
 

@@ -125,24 +125,41 @@ impl Scene {
             "Number of requests deferred.",
             self.counters.deferred as f64,
         );
+        let drafts = &self.totals.drafts;
         put(
             "counter",
             "spec_decode_num_draft_tokens_total",
             "Number of draft tokens.",
-            0.0,
+            drafts.n_tokens as f64,
         );
         put(
             "counter",
             "spec_decode_num_accepted_tokens_total",
             "Number of accepted draft tokens.",
-            0.0,
+            drafts.accepted.iter().sum::<u64>() as f64,
         );
         put(
             "counter",
             "spec_decode_num_drafts_total",
             "Number of drafts.",
-            0.0,
+            drafts.n as f64,
         );
+        self.accepted_by_place(out);
+    }
+
+    fn accepted_by_place(&self, out: &mut String) {
+        let accepted = &self.totals.drafts.accepted;
+        if accepted.is_empty() {
+            return;
+        }
+        let name = "llamacpp:spec_decode_num_accepted_tokens_per_pos_total";
+        let _ = writeln!(
+            out,
+            "# HELP {name} Accepted tokens by their position in the draft.\n# TYPE {name} counter"
+        );
+        for (place, n) in accepted.iter().enumerate() {
+            let _ = writeln!(out, "{name}{{position=\"{place}\"}} {n}");
+        }
     }
 
     /// Each forward pass yields one token per sequence that decodes in it.

@@ -35,6 +35,12 @@ const TIMINGS: Kind = Object(&[
     ),
     required(&["predicted_per_token_ms"], Number, ""),
     required(&["predicted_per_second"], Number, ""),
+    field(&["draft_n"], COUNT, "with `--spec`: tokens guessed ahead"),
+    field(
+        &["draft_n_accepted"],
+        COUNT,
+        "of them, those that were right",
+    ),
     field(
         &["cpu_ms"],
         Number,
