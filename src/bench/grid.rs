@@ -54,6 +54,8 @@ pub(super) fn settings(
     say("model", args.model.clone());
     say("head", args.head.clone());
     say("kv-type", args.kv_type.clone());
+    say("spec", args.spec.clone());
+    say("draft-max", args.draft_max.clone());
     say("cpu-affinity", args.cpu_affinity.clone());
     say("batch-size", args.batch_size.clone());
     say("kernel", kernel.map(str::to_owned));

@@ -75,6 +75,12 @@ pub(crate) struct BenchArgs {
     /// Type of the key/value cache, as in `serve`
     #[arg(long, value_name = "TYPE")]
     pub kv_type: Option<String>,
+    /// Guess tokens ahead, as in `serve`: adds answers with and without, of one token repeated and as the model goes on
+    #[arg(long, value_name = "HOW")]
+    pub spec: Option<String>,
+    /// Most tokens guessed ahead, as in `serve`
+    #[arg(long, value_name = "N")]
+    pub draft_max: Option<String>,
     /// CPUs to pin threads to, as in `serve`
     #[arg(long, value_name = "LIST")]
     pub cpu_affinity: Option<String>,
@@ -112,6 +118,8 @@ struct Programme {
     rounds: usize,
     /// Fresh engines are started in each round to time it.
     starts: bool,
+    /// Answers with and without guesses.
+    spec: bool,
 }
 
 /// Measures and reports: exit code 1 when two cells disagree.
@@ -214,6 +222,7 @@ impl Programme {
             slots,
             rounds: args.rounds.unwrap_or(if quick { 2 } else { 3 }) as usize,
             starts: !args.quick,
+            spec: settings.draft_max() > 0,
         })
     }
 
@@ -228,7 +237,11 @@ impl Programme {
     }
 
     fn steps(&self) -> usize {
-        usize::from(self.starts) + self.prompts.len() + self.depths.len() + self.slots.len()
+        usize::from(self.starts)
+            + self.prompts.len()
+            + self.depths.len()
+            + self.slots.len()
+            + 4 * usize::from(self.spec)
     }
 }
 
@@ -324,6 +337,9 @@ impl<'a> Bench<'a> {
             result.add(&format!("decode at {depth}"), run.decode_tok_s(), cost);
             self.done(&run, &mut hash);
         }
+        if self.programme.spec {
+            self.guess(session, result, &mut hash)?;
+        }
         for &slots in &self.programme.slots {
             let n = self.programme.n;
             let tasks: Vec<Task> = (0..slots)
@@ -340,6 +356,36 @@ impl<'a> Bench<'a> {
                 .map(|bytes| bytes as f64 / f64::from(1 << 20)),
         );
         result.hashes.push(hash.0);
+        Ok(())
+    }
+
+    /// Answers without guesses and with them, in turns: what guesses gain where all are right, and cost where few are.
+    fn guess(
+        &mut self,
+        session: &mut Session,
+        result: &mut Cell,
+        hash: &mut TokenHash,
+    ) -> anyhow::Result<()> {
+        for (name, only) in [("one token", Some(13)), ("free text", None)] {
+            let mut tokens = Vec::new();
+            for spec in [false, true] {
+                let task = Task {
+                    spec,
+                    only,
+                    ..task(self.n_vocab, 0, SHORT_PROMPT, self.programme.n, false)
+                };
+                let run = session.run(&[task], self.meter.as_mut())?;
+                let cost = self.per_token(&run.answers, run.n_answer_tokens);
+                let how = if spec { "guessed" } else { "plain" };
+                result.add(&format!("{name}, {how}"), run.decode_tok_s(), cost);
+                self.done(&run, hash);
+                tokens.extend(run.outcomes.into_iter().map(|outcome| outcome.tokens));
+            }
+            anyhow::ensure!(
+                tokens[0] == tokens[1],
+                "guesses changed the tokens of an answer"
+            );
+        }
         Ok(())
     }
 
@@ -488,7 +534,6 @@ pub(crate) fn engine_config(
     EngineConfig {
         slots,
         slot_context: context,
-        draft_max: 0,
         ..plan.engine_config(settings)
     }
 }

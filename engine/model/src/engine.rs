@@ -326,6 +326,11 @@ impl Engine {
         self.model.set_head(mode);
     }
 
+    /// Gives memory back that is needed again only when there is work.
+    pub fn rest(&mut self) {
+        self.model.rest();
+    }
+
     /// Whether [`Engine::prepare`] has something to do.
     pub fn is_unprepared(&self) -> bool {
         self.model.is_screening_unmade() || self.model.is_relocating()

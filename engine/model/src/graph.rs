@@ -78,8 +78,9 @@ pub struct Model {
     n_rows_read: usize,
 }
 
-/// Rows of embedding and head after which their pages are given back: each brings 64 KB of the file into this process.
-const ROWS_TO_RELEASE: usize = 1024;
+/// Rows of embedding and head after which their pages are given back: each brings 64 KB of the file into this process, or 2 MB where
+/// the system keeps the file in huge pages.
+const ROWS_TO_RELEASE: usize = 64;
 
 impl Model {
     /// Makes the buffers. `pool` must belong to the thread that will call [`Model::forward`].
@@ -392,15 +393,23 @@ impl Model {
     /// Gives back the pages of single rows when there are many; whoever reads the whole head keeps it.
     fn release_rows(&mut self, n_embedded: usize) {
         let is_whole_head_read = self.buffers.is_screened.contains(&false);
-        let (Some(map), Some(screening)) = (&self.map, &mut self.screening) else {
+        let Some(screening) = &mut self.screening else {
             return;
         };
         self.n_rows_read += n_embedded + screening.take_read();
-        if self.n_rows_read < ROWS_TO_RELEASE || is_whole_head_read || !screening.is_made() {
-            return;
+        if self.n_rows_read >= ROWS_TO_RELEASE && !is_whole_head_read {
+            self.rest();
         }
-        self.n_rows_read = 0;
-        map.release(self.weights.head.bytes());
-        map.release(self.weights.embedding.bytes());
+    }
+
+    /// Gives back all pages of embedding and head, which come in again as they are read. Not while the whole head is read for each
+    /// token, or for its copies.
+    pub fn rest(&mut self) {
+        let is_made = self.screening().is_some_and(Screening::is_made);
+        if let Some(map) = self.map.as_ref().filter(|_| is_made) {
+            self.n_rows_read = 0;
+            map.release(self.weights.head.bytes());
+            map.release(self.weights.embedding.bytes());
+        }
     }
 }

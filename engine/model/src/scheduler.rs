@@ -11,7 +11,7 @@
 mod job;
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use crate::chores::Chores;
@@ -50,6 +50,9 @@ const SCORED_PER_STEP: usize = 32;
 const SMALLEST_CHUNK: usize = 8;
 /// Longest wait for a sampler between two looks at the commands while there is nothing else to do.
 const SAMPLER_WAIT: Duration = Duration::from_millis(5);
+
+/// Time without work after which memory is given back.
+const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// What the scheduler is told while it runs.
 #[derive(Debug)]
@@ -183,6 +186,11 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
         if !self.told_settled {
             self.told_settled = true;
             (self.send)(FromEngine::Settled);
+        }
+        match commands.recv_timeout(REST_AFTER) {
+            Ok(command) => return Some(command),
+            Err(RecvTimeoutError::Timeout) => self.engine.rest(),
+            Err(RecvTimeoutError::Disconnected) => return None,
         }
         commands.recv().ok()
     }
