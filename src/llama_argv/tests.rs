@@ -262,6 +262,50 @@ fn cache_types_of_the_original_become_the_nearest() {
 }
 
 #[test]
+fn speculation_by_n_grams_is_ours_and_by_models_is_not() {
+    for (line, draft_max) in [
+        ("", 0),
+        ("--spec-type none --draft-max 5", 0),
+        ("--spec-type ngram-simple", 7),
+        ("--spec-default --draft 16", 16),
+        ("--spec-type ngram-mod --spec-draft-n-max 0", 0),
+    ] {
+        let s = settings(line);
+        assert_eq!(s.draft_max(), draft_max, "{line}");
+        let is_useless = line.contains("none");
+        assert_eq!(
+            s.warnings.len(),
+            usize::from(is_useless),
+            "{:?}",
+            s.warnings
+        );
+    }
+    let warnings = settings("-md draft.gguf").warnings;
+    assert!(
+        warnings[0].contains("`--spec ngram` does without one"),
+        "{warnings:?}"
+    );
+    let read = |line| Settings::read(flags(line), &Environment::new(), Dialect::LlamaServer);
+    let error = read("--spec-type draft-mtp").unwrap_err().to_string();
+    assert!(
+        error.starts_with("flag --spec-type is `draft-mtp`, expected `ngram` or `none`"),
+        "{error}"
+    );
+    assert!(read("--spec-default --draft-max 65").is_err());
+    // Another engine knows more of it.
+    let s =
+        settings("--engine /opt/llama-server --spec-type draft-mtp --draft-max 9 --spec-default");
+    let args = [
+        "--spec-type",
+        "draft-mtp",
+        "--draft-max",
+        "9",
+        "--spec-default",
+    ];
+    assert_eq!(s.external.args.value, args);
+}
+
+#[test]
 fn help_and_version_win() {
     assert!(matches!(
         parse(words("-c 5 --version")),

@@ -345,6 +345,16 @@ fn keys_come_from_variable_flag_and_file() {
 }
 
 #[test]
+fn guessing_ahead_is_asked_for() {
+    assert_eq!(settings(&[], &[]).draft_max(), 0);
+    assert_eq!(settings(&[], &[("BITNET_SPEC", "ngram")]).draft_max(), 7);
+    let said = [("spec", "ngram"), ("draft-max", "12")];
+    assert_eq!(settings(&said, &[("BITNET_SPEC", "none")]).draft_max(), 12);
+    assert!(message(&[("spec", "model")], &[]).contains("expected `ngram` or `none`"));
+    assert!(message(&[("draft-max", "65")], &[]).ends_with("expected a whole number from 0 to 64"));
+}
+
+#[test]
 fn values_of_special_form() {
     let s = settings(
         &[

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bitnet_model::protocol::{
-    Finish, Pooling, SamplingParams, SlotAction, SlotFault, SlotReport, TokenProbs,
+    Draft, Finish, Pooling, SamplingParams, SlotAction, SlotFault, SlotReport, TokenProbs,
 };
 use bitnet_server::backend::{
     Backend, BackendCounters, BackendState, CancelOnDrop, EmbedJob, EnergyMoment, Job, JobEvent,
@@ -26,6 +26,8 @@ pub(crate) struct Script {
     pub(crate) cached: usize,
     pub(crate) prefill: Duration,
     pub(crate) per_token: Duration,
+    /// Tokens come by so many in a step, all but the first guessed.
+    pub(crate) per_step: usize,
     /// The vector of each token of a text to embed is this, with the token added to its first number.
     pub(crate) vector: Vec<f32>,
     /// The answer to every slot action.
@@ -40,6 +42,7 @@ impl Default for Script {
             cached: 0,
             prefill: Duration::ZERO,
             per_token: Duration::ZERO,
+            per_step: 1,
             vector: vec![3.0, 4.0],
             slot: Ok(SlotReport {
                 n_tokens: 5,
@@ -234,6 +237,7 @@ impl Play {
             cached,
             prefill,
             per_token,
+            per_step,
             vector,
             ..
         } = &self.script;
@@ -282,6 +286,13 @@ impl Play {
                 token: *token,
                 probs,
                 at: Instant::now(),
+                draft: Draft {
+                    n: match place % per_step {
+                        0 => *per_step as u32 - 1,
+                        _ => 0,
+                    },
+                    place: (place % per_step) as u32,
+                },
                 // 8 ms for the prompt and 0.5 for each token.
                 cpu_ms: Some(8.5 + place as f64 / 2.0),
             });

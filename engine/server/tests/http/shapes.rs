@@ -159,6 +159,44 @@ fn joules_of_an_answer_that_was_alone() {
 }
 
 #[test]
+fn guesses_are_counted() {
+    let server = Server::start();
+    let ask = || server.post("/completion", json!({ "prompt": "Hi" })).json()["timings"].clone();
+    server.plays(Script {
+        tokens: server.byte_tokens(b"Hello"),
+        ..Script::default()
+    });
+    let (plain, text) = (ask(), server.get("/metrics").text());
+    assert_eq!(
+        (plain.get("draft_n"), plain.get("draft_n_accepted")),
+        (None, None)
+    );
+    assert!(text.contains("spec_decode_num_drafts_total 0\n") && !text.contains("per_pos"));
+    // Three in the first step, two in the second, where the second guess was wrong.
+    server.plays(Script {
+        tokens: server.byte_tokens(b"Hello"),
+        per_step: 3,
+        ..Script::default()
+    });
+    let timings = ask();
+    assert_eq!(timings["draft_n"], 4);
+    assert_eq!(timings["draft_n_accepted"], 3);
+    let text = server.get("/metrics").text();
+    for line in [
+        "num_draft_tokens_total 4",
+        "num_accepted_tokens_total 3",
+        "num_drafts_total 2",
+        "num_accepted_tokens_per_pos_total{position=\"0\"} 2",
+        "num_accepted_tokens_per_pos_total{position=\"1\"} 1",
+    ] {
+        assert!(
+            text.contains(&format!("\nllamacpp:spec_decode_{line}\n")),
+            "{line} in {text}"
+        );
+    }
+}
+
+#[test]
 fn chat_completion() {
     let server = Server::start();
     server.plays(Script {
