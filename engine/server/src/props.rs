@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::backend::SlotView;
 use crate::body::RawBody;
 use crate::error::ApiError;
-use crate::model::{Model, ModelCard};
+use crate::model::Model;
 use crate::reply::{self, object};
 use crate::request::expected;
 use crate::template::builtin_names;
@@ -100,18 +100,18 @@ pub(crate) async fn slots(State(app): State<Arc<App>>, uri: Uri) -> Result<Respo
     }
     let shown: Value = slots
         .iter()
-        .map(|slot| slot_json(slot, &model.card))
+        .map(|slot| slot_json(slot, model.card.slot_context, model.card.speculative))
         .collect();
     Ok(reply::ok(&shown))
 }
 
 /// Integer `state` and `id_task` -1 for the older clients, the rest as newer servers have it.
-fn slot_json(slot: &SlotView, model: &ModelCard) -> Value {
+fn slot_json(slot: &SlotView, n_ctx: usize, speculative: bool) -> Value {
     let mut out = object(json!({
         "id": slot.id,
         "id_task": slot.job.map_or(-1, |job| job as i64),
-        "n_ctx": model.slot_context,
-        "speculative": model.speculative,
+        "n_ctx": n_ctx,
+        "speculative": speculative,
         "is_processing": slot.processing,
         "state": slot.state,
     }));
@@ -252,6 +252,7 @@ mod tests {
                 ..SlotView::default()
             },
             64,
+            false,
         )
         .to_string();
         assert!(
