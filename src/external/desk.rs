@@ -10,7 +10,8 @@ use anyhow::Context;
 use bitnet_server::proxy::Proxy;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::supervisor::{Beside, Order, Supervisor, Unstarted};
+use super::instance::Order;
+use super::supervisor::{Beside, Supervisor, Unstarted};
 use super::{ExternalError, Prepared, prepare_on};
 use crate::host::Host;
 use crate::reload::{self, Done, Front, Gap, Reloader, Wishes, room};

@@ -11,6 +11,7 @@ mod desk;
 mod find;
 mod health;
 mod http;
+mod instance;
 mod probe;
 mod process;
 pub(crate) mod supervisor;
@@ -41,10 +42,10 @@ use compat::ModelTypes;
 use confine::Rights;
 pub(crate) use desk::Opening;
 pub(crate) use find::all as find_all;
+use instance::Order;
 pub(crate) use probe::Program;
 use process::Launch;
 pub(crate) use process::engine_exec;
-use supervisor::Order;
 
 /// An engine that stands still for this long is replaced.
 const HANG_TIMEOUT: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -24,10 +24,10 @@ use rand::distr::Alphanumeric;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::health::{self, News};
-use super::process::{self, Launch, Place};
-use crate::file_stamp::FileStamp;
+use super::instance::{End, Instance, Order};
+use super::process::Place;
 use crate::supervise::broker::Notice;
-use crate::supervise::child::{Watched, reap_orphans};
+use crate::supervise::child::reap_orphans;
 use crate::supervise::state::{Action, Event, Failure, Phase, State, step};
 
 /// Longest sleep of the supervisor thread.
@@ -39,41 +39,6 @@ const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// Paths of sockets are short: `sun_path` holds 108 bytes.
 const SOCKET_PATH_BYTES: usize = 100;
 const KEY_LETTERS: usize = 40;
-
-/// What to run, and for how long to wait for it.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Order {
-    /// The command.
-    pub launch: Launch,
-    /// The model's file.
-    pub model: Option<FileStamp>,
-    /// The program's.
-    pub program: Option<FileStamp>,
-    /// It listens on Unix sockets.
-    pub unix_sockets: bool,
-    /// It takes a key by environment.
-    pub key_variable: bool,
-    /// Requests it works on at a time; `None`: as many as it likes.
-    pub slots: Option<usize>,
-    /// Time it gets to become ready.
-    pub start_timeout: Duration,
-    /// An engine that stands still for this long is replaced.
-    pub hang_timeout: Duration,
-    /// One without work for this long is ended until there is some.
-    pub sleep_after: Option<Duration>,
-}
-
-impl Order {
-    /// An engine of this order serves the other one as well.
-    pub(crate) fn is_same_engine(&self, other: &Order) -> bool {
-        let sleep_after = other.sleep_after;
-        let same = Order {
-            sleep_after,
-            ..self.clone()
-        };
-        same == *other
-    }
-}
 
 enum Message {
     Exited(u64),
@@ -180,27 +145,6 @@ impl Unstarted {
                 keeper.run(&self.messages, &self.looked_at);
             })?;
         Ok(receiver)
-    }
-}
-
-/// One process and the way to it.
-struct Instance {
-    id: u64,
-    process: Watched,
-    upstream: Arc<Upstream>,
-    order: Order,
-    started: Instant,
-    /// Its health is asked for as long as this is not set.
-    ended: Arc<AtomicBool>,
-    socket: Option<PathBuf>,
-}
-
-impl Drop for Instance {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        if let Some(path) = &self.socket {
-            let _ = fs::remove_file(path);
-        }
     }
 }
 
@@ -752,27 +696,6 @@ impl Keeper {
         let ours = self.current.iter().chain(next).chain(retired);
         let pids: Vec<u32> = ours.map(|instance| instance.process.pid()).collect();
         reap_orphans(&pids);
-    }
-}
-
-/// How an engine ended.
-struct End {
-    how: Failure,
-    /// It left by itself.
-    gave_up: bool,
-    log: Vec<String>,
-}
-
-impl Instance {
-    fn into_end(mut self) -> End {
-        self.ended.store(true, Ordering::Relaxed);
-        let exit = self.process.reap();
-        let model = self.order.model.as_ref();
-        End {
-            how: process::explain(&exit, model.map(|file| (&*file.path, file.bytes))),
-            gave_up: process::gave_up(&exit),
-            log: exit.log,
-        }
     }
 }
 
