@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use bitnet_model::synth::{self, Shape};
-use common::{Server, wait_for};
+use common::{Server, program, wait_for};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -334,6 +334,76 @@ fn counter(server: &Server, name: &str) -> f64 {
         .lines()
         .find(|line| line.starts_with(&format!("{name} ")));
     line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn llama_servers_flags_about_memory_priority_and_keys_have_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("m.gguf");
+    synth::write(&Shape::preset("tiny").unwrap(), 1, &model, &mut |_, _| {}).unwrap();
+    let path = model.to_str().unwrap();
+    let started = |flags: &[&str]| {
+        let home = tempfile::tempdir().unwrap();
+        let mut command = program(home.path());
+        command.args([
+            "llama-server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "-m",
+            path,
+        ]);
+        command.args(flags);
+        let server = Server::launch(command, home, |_| {});
+        server.wait_until_ready();
+        server
+    };
+    let engine_file = |server: &Server, name: &str| {
+        std::fs::read_to_string(format!("/proc/{}/{name}", server.engine())).unwrap()
+    };
+    // Behind the name in brackets, the nice value is the 17th field.
+    let nice = |server: &Server| -> i32 {
+        let stat = engine_file(server, "stat");
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        fields.split(' ').nth(16).unwrap().parse().unwrap()
+    };
+    let story =
+        json!({ "prompt": [7, 8, 9, 7, 8], "n_predict": 8, "temperature": 0, "n_probs": 3 });
+    let tokens = |server: &Server| {
+        post(server, "/completion", story.clone())["completion_probabilities"].clone()
+    };
+
+    let mapped = started(&[]);
+    assert!(engine_file(&mapped, "maps").contains("m.gguf"));
+    let usual = nice(&mapped);
+    let wanted = tokens(&mapped);
+
+    let keys = "general.name=str:renamed,bitnet-b1.58.context_length=int:300";
+    let copied = started(&[
+        "--no-mmap",
+        "--prio",
+        "-1",
+        "--override-kv",
+        keys,
+        "-c",
+        "0",
+    ]);
+    assert!(!engine_file(&copied, "maps").contains("m.gguf"));
+    // Who is less urgent already may not be allowed to become more so.
+    assert!(nice(&copied) == 5 || usual > 5, "{}", nice(&copied));
+    assert_eq!(tokens(&copied), wanted, "the same weights");
+    let models = copied.get("/models").json();
+    assert_eq!(models["models"][0]["description"], "renamed");
+    assert_eq!(models["data"][0]["meta"]["n_ctx_train"], 300);
+
+    // Positions half as far apart, and twice the reach.
+    let scaled = started(&["--rope-scale", "2", "-c", "1024", "-np", "1"]);
+    assert_eq!(
+        scaled.get("/props").json()["default_generation_settings"]["n_ctx"],
+        1024
+    );
+    assert_ne!(tokens(&scaled), wanted);
 }
 
 /// A model that takes its time: tens of milliseconds for a token with the scalar kernel, more on a busy machine.
