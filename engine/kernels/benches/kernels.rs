@@ -96,6 +96,7 @@ fn main() {
     for kernel in &kernels {
         lines.extend(decode(*kernel, &mut matrices));
         lines.extend(prefill(*kernel, &mut matrices));
+        lines.extend(batches(*kernel, &mut matrices));
         if kernel.packing() != Packing::I2S {
             continue;
         }
@@ -225,6 +226,28 @@ fn prefill(kernel: Kernel, matrices: &mut Matrices) -> Vec<Line<'static>> {
     .into_iter()
     .map(line)
     .collect()
+}
+
+/// Weights that come from memory, for a few tokens.
+fn batches(kernel: Kernel, matrices: &mut Matrices) -> Vec<Line<'static>> {
+    let line = |((rows, cols), tokens): ((usize, usize), usize)| {
+        let x = activations(kernel, tokens, cols);
+        let mut out = vec![vec![0.0; rows]; tokens];
+        let matrices = matrices.get(kernel.packing(), rows, cols);
+        let mut matrices = matrices.into_iter().cycle();
+        Line::multiply_adds(
+            format!("{kernel}, batch of {tokens}, {rows} x {cols}"),
+            rows * cols * tokens,
+            move || {
+                let w = matrices.next().expect("the cycle has matrices");
+                let mut out: Vec<&mut [f32]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+                kernel.matmul(&w, 0..rows, &x, &mut out);
+            },
+        )
+    };
+    let tokens = [2, 4, 8];
+    let all = tokens.iter().flat_map(|&n| SHAPES[..2].iter().map(move |&shape| (shape, n)));
+    all.map(line).collect()
 }
 
 fn head(kernel: Kernel, large: &SharedBytes) -> Vec<Line<'static>> {

@@ -1,9 +1,12 @@
 //! Decode and prefill speed of a model file, next to how fast this machine reads the same bytes.
 //!
-//!     cargo bench -p bitnet-model --bench model -- FILE [KERNEL] [mapped]
+//!     cargo bench -p bitnet-model --bench model -- FILE [KERNEL] [mapped|batch]
 //!
 //! Medians of several runs, with the smallest and the largest; threads are bound to CPUs. Decode: one sequence, tokens 64
 //! to 95, by turns with the full output head and with the screened one. Prefill: prompts of 512 tokens (fewer for a smaller context). Bandwidth: the embedding's pages, summed.
+//!
+//! With `batch` in place of `mapped`: steps of 1, 2, 4 and 8 sequences by turns, in tokens per second and in milliseconds of CPU time per
+//! step, which on one thread is what the step takes on a machine that does nothing else.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -16,11 +19,14 @@ use bitnet_model::graph::Entry;
 use bitnet_model::pool::Pool;
 use bitnet_model::protocol::{EngineConfig, HeadMode, KvType, ModelSource, Overrides, WeightsHome};
 use bitnet_model::sampler::{Logits, Want};
+use nix::time::{ClockId, clock_gettime};
 
 const RUNS: usize = 5;
 const CONTEXT: usize = 1024;
 const PREFILL: usize = 512;
 const DECODE: std::ops::Range<usize> = 64..96;
+/// Sequences of a step.
+const BATCHES: [usize; 4] = [1, 2, 4, 8];
 
 fn main() {
     // Cargo passes `--bench`, too.
@@ -32,7 +38,8 @@ fn main() {
         return;
     };
     let kernel = arguments.next().unwrap_or_else(|| "i2_s".to_owned());
-    let home = match arguments.next().as_deref() {
+    let what = arguments.next();
+    let home = match what.as_deref() {
         Some("mapped") => WeightsHome::Mapped,
         _ => WeightsHome::HugePages,
     };
@@ -41,6 +48,14 @@ fn main() {
         .iter()
         .map(|core| core.id)
         .collect();
+    if what.as_deref() == Some("batch") {
+        println!("threads  sequences  tok/s, all together    CPU ms per step");
+        for n_threads in [1, 2].into_iter().filter(|&n| n <= cpus.len()) {
+            let cpus = &cpus[..n_threads];
+            on_its_own_thread(|| measure_batches(&config(&file, &kernel, home, cpus)));
+        }
+        return;
+    }
     println!(
         "threads  load ms  copies ms  decode tok/s, full   exact                ratio                proven               prefill tok/s        read GB/s            full, exact read GB/s"
     );
@@ -56,15 +71,67 @@ fn on_its_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(work).join().expect("measuring does not panic"))
 }
 
+fn load(config: &EngineConfig) -> Engine {
+    Engine::load(config, || None).unwrap_or_else(|error| {
+        println!("error: {error}");
+        std::process::exit(1);
+    })
+}
+
+/// Steps of several sequences, with the screened head.
+fn measure_batches(config: &EngineConfig) {
+    let mut config = config.clone();
+    config.slots = BATCHES[BATCHES.len() - 1];
+    let mut engine = load(&config);
+    engine.prepare(Duration::MAX);
+    let n_vocab = engine.model().n_vocab();
+    for slot in 0..config.slots {
+        let entry = |i: usize| Entry {
+            slot,
+            token: ((i + 31 * slot) * 7919 % n_vocab) as u32,
+            wants_logits: false,
+        };
+        let batch: Vec<Entry> = (0..DECODE.start).map(entry).collect();
+        engine.forward(&batch);
+    }
+    let mut rates = BATCHES.map(|_| (Vec::new(), Vec::new()));
+    for _ in 0..RUNS {
+        for (n, (speeds, costs)) in BATCHES.into_iter().zip(&mut rates) {
+            for slot in 0..n {
+                engine.kv_mut().truncate(slot, DECODE.start);
+            }
+            let (began, cpu) = (Instant::now(), cpu_ms());
+            for i in DECODE {
+                let entry = |slot: usize| Entry {
+                    slot,
+                    token: ((i + 17 * slot) * 104_729 % n_vocab) as u32,
+                    wants_logits: true,
+                };
+                let batch: Vec<Entry> = (0..n).map(entry).collect();
+                let wants = vec![Want::Best { k: 40, also: &[] }; n];
+                let logits: Vec<Logits<'_>> = engine.forward_for(&batch, &wants).collect();
+                black_box(logits);
+            }
+            speeds.push((n * DECODE.len()) as f64 / began.elapsed().as_secs_f64());
+            costs.push((cpu_ms() - cpu) / DECODE.len() as f64);
+        }
+    }
+    for (n, (speeds, costs)) in BATCHES.into_iter().zip(rates) {
+        let (speeds, costs) = (Spread::from(speeds), Spread::from(costs));
+        let n_threads = config.decode_cpus.len();
+        println!("{n_threads:7}  {n:9}  {speeds:21}  {costs:19}");
+    }
+}
+
+/// CPU time of this process so far.
+fn cpu_ms() -> f64 {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("there is such a clock");
+    time.tv_sec() as f64 * 1e3 + time.tv_nsec() as f64 / 1e6
+}
+
 fn measure(config: &EngineConfig, bandwidth: &Spread) {
     let began = Instant::now();
-    let mut engine = match Engine::load(config, || None) {
-        Ok(engine) => engine,
-        Err(error) => {
-            println!("error: {error}");
-            std::process::exit(1);
-        }
-    };
+    let mut engine = load(config);
     let load_ms = began.elapsed().as_secs_f64() * 1000.0;
     let began = Instant::now();
     engine.prepare(Duration::MAX);

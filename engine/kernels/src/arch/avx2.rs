@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: integers by `vpmaddubsw` into i16, widened to i32; floats in four registers of eight lanes.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::{PREFETCH_BYTES, finish};
 use crate::screen::PLANE_BYTES;
@@ -15,16 +16,21 @@ type Activations = [i8; BLOCK_COLS];
 
 /// Blocks that an i16 lane sums without overflow: 4 · 2 products a block, each up to 3 · 128, makes 3,072 · 10 = 30,720.
 const CHUNK: usize = 10;
-/// Rows and tokens of a tile: nine accumulators, three codes, one activation of sixteen registers.
+/// Rows of a tile. With three tokens, as most have: nine accumulators, three codes, one activation of sixteen registers.
 const ROWS: usize = 3;
-const TOKENS: usize = 3;
 /// From so many tokens on, unpacking rows to memory pays.
-const PANEL_FROM: usize = 12;
+const PANEL_FROM: usize = 4;
 /// Tokens whose sums wait on the stack while chunks of unpacked rows meet them all.
 const PANEL: usize = 96;
 /// Groups of rows whose chunks are unpacked together, 15 KB: as often is each activation used once it is in the first-level
 /// cache.
 const GROUPS: usize = 4;
+
+/// Sums of groups of `R` rows with tokens, and a chunk of unpacked codes of those rows.
+struct Panel<const R: usize> {
+    sums: [[[__m256i; R]; PANEL]; GROUPS],
+    unpacked: [[[[u8; 32]; R]; 4 * CHUNK]; GROUPS],
+}
 
 /// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -32,41 +38,54 @@ pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&m
     let row_bytes = x.cols() / 4;
     if x.len() < PANEL_FROM {
         for (r, codes) in codes.chunks_exact(row_bytes).enumerate() {
-            let whole = x.len() - x.len() % TOKENS;
-            for t in (0..whole).step_by(TOKENS) {
-                few::<TOKENS>(codes, scale, x, t, r, out);
-            }
-            match x.len() - whole {
+            match x.len() {
                 0 => {}
-                1 => few::<1>(codes, scale, x, whole, r, out),
-                _ => few::<2>(codes, scale, x, whole, r, out),
+                1 => few::<1>(codes, scale, x, r, out),
+                2 => few::<2>(codes, scale, x, r, out),
+                _ => few::<3>(codes, scale, x, r, out),
             }
         }
         return;
     }
     let grouped = out[0].len() - out[0].len() % ROWS;
     let (groups, rest) = codes.split_at(grouped * row_bytes);
+    in_panels::<ROWS>(groups, scale, x, 0, out);
+    in_panels::<1>(rest, scale, x, grouped, out);
+}
+
+/// All rows, `R` of them a group, the first of them row `r`.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn in_panels<const R: usize>(
+    codes: &[u8],
+    scale: f32,
+    x: &QuantRows,
+    r: usize,
+    out: &mut [&mut [f32]],
+) {
+    let mut panel = Panel::<R> {
+        sums: [[[_mm256_setzero_si256(); R]; PANEL]; GROUPS],
+        unpacked: [[[[0; 32]; R]; 4 * CHUNK]; GROUPS],
+    };
     for first in (0..x.len()).step_by(PANEL) {
         let out = &mut out[first..x.len().min(first + PANEL)];
-        for (i, codes) in groups.chunks(GROUPS * ROWS * row_bytes).enumerate() {
-            panel::<ROWS>(codes, scale, x, first, i * GROUPS * ROWS, out);
+        let rows = codes.chunks(GROUPS * R * x.cols() / 4);
+        for (codes, r) in rows.zip((r..).step_by(GROUPS * R)) {
+            panel.multiply(codes, scale, x, first, r, out);
         }
-        panel::<1>(rest, scale, x, first, grouped, out);
     }
 }
 
-/// Row `r` with the `T` tokens from `t` on, unpacked in registers.
+/// Row `r` with `T` tokens, unpacked in registers.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn few<const T: usize>(
     codes: &[u8],
     scale: f32,
     x: &QuantRows,
-    t: usize,
     r: usize,
     out: &mut [&mut [f32]],
 ) {
-    let tokens: [QuantRow<'_>; T] = std::array::from_fn(|i| x.row(t + i));
+    let tokens: [QuantRow<'_>; T] = std::array::from_fn(|t| x.row(t));
     let blocks: &[Packed] = codes.as_chunks().0;
     let activations: [&[Activations]; T] = tokens.map(|x| &x.values.as_chunks().0[..blocks.len()]);
     let mut sums = [_mm256_setzero_si256(); T];
@@ -83,61 +102,87 @@ fn few<const T: usize>(
             *sum = _mm256_add_epi32(*sum, widened(wide));
         }
     }
-    for ((x, sum), out) in tokens.iter().zip(sums).zip(&mut out[t..]) {
+    for ((x, sum), out) in tokens.iter().zip(sums).zip(out) {
         out[r] = finish(sum_i32(sum), x.sum, x.scale, scale);
     }
 }
 
-/// Up to `GROUPS` times `R` rows, the first of them row `r`, with the tokens from `first` on: unpacked once per chunk for all
-/// of them.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn panel<const R: usize>(
-    codes: &[u8],
-    scale: f32,
-    x: &QuantRows,
-    first: usize,
-    r: usize,
-    out: &mut [&mut [f32]],
-) {
-    let mut sums = [[[_mm256_setzero_si256(); R]; PANEL]; GROUPS];
-    let mut unpacked = [[[[0; 32]; R]; 4 * CHUNK]; GROUPS];
-    let blocks = x.cols() / BLOCK_COLS;
-    let rows: &[Packed] = codes.as_chunks().0;
-    let groups = rows.chunks_exact(R * blocks);
-    for start in (0..blocks).step_by(CHUNK) {
-        let chunk = start..blocks.min(start + CHUNK);
-        for (rows, unpacked) in groups.clone().zip(&mut unpacked) {
-            for (i, parts) in chunk.clone().zip(unpacked.as_chunks_mut::<4>().0) {
-                for r in 0..R {
-                    let codes = unpack(load_bytes(&rows[r * blocks + i]));
-                    for (part, codes) in parts.iter_mut().zip(codes) {
+impl<const R: usize> Panel<R> {
+    /// Up to `GROUPS` times `R` rows, the first of them row `r`, with the tokens from `first` on: unpacked once per chunk for
+    /// all of them.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn multiply(
+        &mut self,
+        codes: &[u8],
+        scale: f32,
+        x: &QuantRows,
+        first: usize,
+        r: usize,
+        out: &mut [&mut [f32]],
+    ) {
+        let blocks = x.cols() / BLOCK_COLS;
+        let rows: &[Packed] = codes.as_chunks().0;
+        let n_groups = rows.len() / (R * blocks);
+        for sums in &mut self.sums[..n_groups] {
+            sums[..out.len()].fill([_mm256_setzero_si256(); R]);
+        }
+        for start in (0..blocks).step_by(CHUNK) {
+            let chunk = start..blocks.min(start + CHUNK);
+            self.unpack(rows, blocks, chunk.clone());
+            let token =
+                |t: usize| &x.row(first + t).values.as_chunks().0[4 * chunk.start..4 * chunk.end];
+            let mut t = 0;
+            while t < out.len() {
+                t += match out.len() - t {
+                    1 => self.add(n_groups, t, [token(t)]),
+                    2 | 4 => self.add(n_groups, t, [token(t), token(t + 1)]),
+                    _ => self.add(n_groups, t, [token(t), token(t + 1), token(t + 2)]),
+                };
+            }
+        }
+        for (t, out) in out.iter_mut().enumerate() {
+            let (x, out) = (x.row(first + t), &mut out[r..r + n_groups * R]);
+            for (start, out) in (0..).step_by(4).zip(out.chunks_mut(4)) {
+                let sums: [__m256i; 4] = std::array::from_fn(|i| {
+                    let row = start + i.min(out.len() - 1);
+                    self.sums[row / R][t][row % R]
+                });
+                let found = sum_4(sums).map(|sum| finish(sum, x.sum, x.scale, scale));
+                out.copy_from_slice(&found[..out.len()]);
+            }
+        }
+    }
+
+    /// The blocks of `chunk` of all rows; those of the next rows are asked for.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn unpack(&mut self, rows: &[Packed], blocks: usize, chunk: Range<usize>) {
+        let ahead = rows.len() * BLOCK_BYTES;
+        let groups = rows.chunks_exact(R * blocks);
+        for (rows, unpacked) in groups.zip(&mut self.unpacked) {
+            for (r, row) in rows.chunks_exact(blocks).enumerate() {
+                let row = &row[chunk.clone()];
+                for (i, (packed, parts)) in row.iter().zip(unpacked.as_chunks_mut::<4>().0).enumerate() {
+                    if i % 2 == 0 {
+                        super::prefetch_line(packed.as_ptr().wrapping_add(ahead));
+                    }
+                    for (part, codes) in parts.iter_mut().zip(unpack(load_bytes(packed))) {
                         store_codes(codes, &mut part[r]);
                     }
                 }
             }
         }
-        let token =
-            |t: usize| &x.row(first + t).values.as_chunks().0[4 * chunk.start..4 * chunk.end];
-        let whole = out.len() - out.len() % TOKENS;
-        for t in (0..whole).step_by(TOKENS) {
-            let x: [_; TOKENS] = std::array::from_fn(|i| token(t + i));
-            for (unpacked, sums) in unpacked.iter().zip(&mut sums).take(groups.len()) {
-                tile::<R, TOKENS>(&unpacked[..4 * chunk.len()], x, &mut sums[t..]);
-            }
-        }
-        for t in whole..out.len() {
-            for (unpacked, sums) in unpacked.iter().zip(&mut sums).take(groups.len()) {
-                tile::<R, 1>(&unpacked[..4 * chunk.len()], [token(t)], &mut sums[t..]);
-            }
-        }
     }
-    for (r, sums) in (r..).step_by(R).zip(&sums).take(groups.len()) {
-        for (t, (out, sums)) in out.iter_mut().zip(sums).enumerate() {
-            let x = x.row(first + t);
-            for (out, sum) in out[r..r + R].iter_mut().zip(sums) {
-                *out = finish(sum_i32(*sum), x.sum, x.scale, scale);
-            }
+
+    /// Adds the products of a chunk, `x`, of the tokens from `t` on; says how many they are.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn add<const T: usize>(&mut self, n_groups: usize, t: usize, x: [&[[i8; 32]]; T]) -> usize {
+        let groups = self.unpacked.iter().zip(&mut self.sums);
+        for (unpacked, sums) in groups.take(n_groups) {
+            tile::<R, T>(&unpacked[..x[0].len()], x, &mut sums[t..]);
         }
+        T
     }
 }
 
@@ -264,6 +309,19 @@ pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32])
 #[target_feature(enable = "avx2,fma,f16c")]
 fn widened(x: __m256i) -> __m256i {
     _mm256_madd_epi16(x, _mm256_set1_epi16(1))
+}
+
+/// The sum of each register.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum_4(x: [__m256i; 4]) -> [i32; 4] {
+    let (a, b) = (_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+    let x = _mm256_hadd_epi32(a, b);
+    let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+    let mut found = [0; 4];
+    // SAFETY: an unaligned store to the four numbers of the array.
+    unsafe { _mm_storeu_si128(found.as_mut_ptr().cast(), x) };
+    found
 }
 
 #[inline]

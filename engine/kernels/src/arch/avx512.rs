@@ -16,14 +16,17 @@ float_kernels!(#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512v
 const ROWS: usize = 4;
 const TOKENS: usize = 4;
 const CHAINS: usize = 4;
+const TILES_FROM: usize = 2;
 
 type Lanes = __m512i;
 
 tiled_matmul!(#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]);
 
+/// # Safety
+/// `i` is below the length of all `rows` and all `x`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn step<const R: usize, const T: usize>(
+unsafe fn step<const R: usize, const T: usize>(
     rows: [&[[u8; BLOCK_BYTES]]; R],
     x: [&[[i8; BLOCK_COLS]]; T],
     i: usize,
@@ -32,10 +35,12 @@ fn step<const R: usize, const T: usize>(
     for half in 0..2 {
         let mut codes = [no_lanes(); R];
         for r in 0..R {
-            codes[r] = unpack_half(&rows[r][i], half);
+            // SAFETY: the caller promised it.
+            codes[r] = unpack_half(unsafe { rows[r].get_unchecked(i) }, half);
         }
         for t in 0..T {
-            let x = load_activations(&x[t][i], half);
+            // SAFETY: the caller promised it.
+            let x = load_activations(unsafe { x[t].get_unchecked(i) }, half);
             for r in 0..R {
                 sums[t][r] = _mm512_dpbusd_epi32(sums[t][r], codes[r], x);
             }
@@ -79,8 +84,40 @@ fn add_lanes(a: Lanes, b: Lanes) -> Lanes {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn sum_lanes(x: Lanes) -> i32 {
-    _mm512_reduce_add_epi32(x)
+fn sum_tile<const R: usize, const T: usize>(sums: &[[Lanes; R]; T]) -> [[i32; R]; T] {
+    let mut found = [[0; R]; T];
+    let (sixteens, others) = sums.as_flattened().as_chunks();
+    let (found_16, found_others) = found.as_flattened_mut().as_chunks_mut();
+    for (found, sums) in found_16.iter_mut().zip(sixteens) {
+        *found = sum_16(sums);
+    }
+    for (found, sum) in found_others.iter_mut().zip(others) {
+        *found = _mm512_reduce_add_epi32(*sum);
+    }
+    found
+}
+
+/// The sum of each register: halves of pairs are added up until one register holds all sums.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn sum_16(x: &[Lanes; 16]) -> [i32; 16] {
+    let mut fours = [no_lanes(); 4];
+    for (four, x) in fours.iter_mut().zip(x.as_chunks::<4>().0) {
+        let pair = |a, b| add_lanes(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (a, b) = (pair(x[0], x[1]), pair(x[2], x[3]));
+        *four = add_lanes(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    let pair = |a, b| {
+        let low = _mm512_shuffle_i32x4::<0x44>(a, b);
+        add_lanes(low, _mm512_shuffle_i32x4::<0xee>(a, b))
+    };
+    let (a, b) = (pair(fours[0], fours[1]), pair(fours[2], fours[3]));
+    let low = _mm512_shuffle_i32x4::<0x88>(a, b);
+    let all = add_lanes(low, _mm512_shuffle_i32x4::<0xdd>(a, b));
+    let mut found = [0; 16];
+    // SAFETY: an unaligned store to the sixteen numbers of the array.
+    unsafe { _mm512_storeu_si512(found.as_mut_ptr().cast(), all) };
+    found
 }
 
 /// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.

@@ -235,12 +235,15 @@ impl Runnable {
 
 /// Asks for all of some bytes, which will be read soon; for walks that jump.
 pub(crate) fn prefetch_all(bytes: &[u8]) {
-    const LINE_BYTES: usize = 64;
     for line in bytes.chunks(LINE_BYTES) {
         prefetch_line(line.as_ptr());
     }
 }
 
+/// Of a cache line.
+const LINE_BYTES: usize = 64;
+
+#[inline]
 #[cfg(target_arch = "x86_64")]
 #[allow(unused_unsafe)]
 fn prefetch_line(line: *const u8) {
@@ -249,6 +252,7 @@ fn prefetch_line(line: *const u8) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
 }
 
+#[inline]
 #[cfg(target_arch = "aarch64")]
 fn prefetch_line(line: *const u8) {
     // SAFETY: a prefetch of any address is allowed; it reads nothing.

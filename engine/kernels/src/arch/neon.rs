@@ -17,24 +17,29 @@ float_kernels!(#[target_feature(enable = "neon")]);
 const ROWS: usize = 4;
 const TOKENS: usize = 4;
 const CHAINS: usize = 2;
+const TILES_FROM: usize = TOKENS;
 
 type Lanes = int32x4_t;
 
 tiled_matmul!(#[target_feature(enable = "neon")]);
 
 /// A narrow sum holds sixteen products, each up to 3 · 128: 6,144.
+/// # Safety
+/// `i` is below the length of all `rows` and all `x`.
 #[inline]
 #[target_feature(enable = "neon")]
-fn step<const R: usize, const T: usize>(
+unsafe fn step<const R: usize, const T: usize>(
     rows: [&[[u8; BLOCK_BYTES]]; R],
     x: [&[[i8; BLOCK_COLS]]; T],
     i: usize,
     sums: &mut [[Lanes; R]; T],
 ) {
     for r in 0..R {
-        let codes = unpack_block(&rows[r][i]);
+        // SAFETY: the caller promised it.
+        let codes = unpack_block(unsafe { rows[r].get_unchecked(i) });
         for t in 0..T {
-            let x: &[[i8; 16]] = x[t][i].as_chunks().0;
+            // SAFETY: the caller promised it.
+            let x: &[[i8; 16]] = unsafe { x[t].get_unchecked(i) }.as_chunks().0;
             let first = load_integers(&x[0]);
             let mut low = vmull_s8(vget_low_s8(codes[0]), vget_low_s8(first));
             let mut high = vmull_high_s8(codes[0], first);
@@ -85,8 +90,8 @@ fn add_lanes(a: Lanes, b: Lanes) -> Lanes {
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn sum_lanes(x: Lanes) -> i32 {
-    vaddvq_s32(x)
+fn sum_tile<const R: usize, const T: usize>(sums: &[[Lanes; R]; T]) -> [[i32; R]; T] {
+    sums.map(|sums| sums.map(|sum| vaddvq_s32(sum)))
 }
 
 /// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.

@@ -16,14 +16,17 @@ use crate::{QuantRow, QuantRows};
 const ROWS: usize = 4;
 const TOKENS: usize = 4;
 const CHAINS: usize = 4;
+const TILES_FROM: usize = TOKENS;
 
 type Lanes = int32x4_t;
 
 tiled_matmul!(#[target_feature(enable = "neon,dotprod")]);
 
+/// # Safety
+/// `i` is below the length of all `rows` and all `x`.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn step<const R: usize, const T: usize>(
+unsafe fn step<const R: usize, const T: usize>(
     rows: [&[[u8; BLOCK_BYTES]]; R],
     x: [&[[i8; BLOCK_COLS]]; T],
     i: usize,
@@ -32,7 +35,8 @@ fn step<const R: usize, const T: usize>(
     for half in 0..2 {
         let mut packed = [vdupq_n_u8(0); R];
         for r in 0..R {
-            let halves: &[[u8; 16]] = rows[r][i].as_chunks().0;
+            // SAFETY: the caller promised it.
+            let halves: &[[u8; 16]] = unsafe { rows[r].get_unchecked(i) }.as_chunks().0;
             packed[r] = load_bytes(&halves[half]);
         }
         for part in 0..4 {
@@ -41,7 +45,8 @@ fn step<const R: usize, const T: usize>(
                 codes[r] = unpack(packed[r])[part];
             }
             for t in 0..T {
-                let x: &[[i8; 16]] = x[t][i].as_chunks().0;
+                // SAFETY: the caller promised it.
+                let x: &[[i8; 16]] = unsafe { x[t].get_unchecked(i) }.as_chunks().0;
                 let x = load_integers(&x[2 * part + half]);
                 for r in 0..R {
                     sums[t][r] = sdot(sums[t][r], codes[r], x);
@@ -83,8 +88,8 @@ fn add_lanes(a: Lanes, b: Lanes) -> Lanes {
 
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn sum_lanes(x: Lanes) -> i32 {
-    vaddvq_s32(x)
+fn sum_tile<const R: usize, const T: usize>(sums: &[[Lanes; R]; T]) -> [[i32; R]; T] {
+    sums.map(|sums| sums.map(|sum| vaddvq_s32(sum)))
 }
 
 /// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.

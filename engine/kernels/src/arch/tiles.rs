@@ -1,8 +1,9 @@
 //! The walk over rows and tokens for instruction sets that sum products into i32 lanes at once.
 //!
 //! `tiled_matmul!` expects at the place of use: `ROWS` and `TOKENS` of a tile for many tokens; `CHAINS`, how many sums a single
-//! row keeps per token so that additions don't wait for each other; `Lanes`, i32 lanes with `no_lanes`, `add_lanes`,
-//! `sum_lanes`; `prefetch`; and `step(rows, x, i, sums)`, which adds the products of block `i` to `sums[t][r]`.
+//! row keeps per token so that additions don't wait for each other; `Lanes`, i32 lanes with `no_lanes`, `add_lanes` and
+//! `sum_tile(sums)`, the sum of each; `TILES_FROM`, from how many tokens on several rows pay; and `step(rows, x, i, sums)`, which adds the
+//! products of block `i`, a number below the length of all slices, to `sums[t][r]`.
 
 /// Bytes of activations that should stay in the second-level cache while all rows pass by.
 const PANEL_BYTES: usize = 256 << 10;
@@ -21,7 +22,7 @@ macro_rules! tiled_matmul {
             for first in (0..x.len()).step_by(panel) {
                 let tokens = first..x.len().min(first + panel);
                 match x.len() {
-                    ..TOKENS => rows::<1, CHAINS>(codes, scale, x, tokens, out),
+                    ..TILES_FROM => rows::<1, CHAINS>(codes, scale, x, tokens, out),
                     _ => rows::<ROWS, 1>(codes, scale, x, tokens, out),
                 }
             }
@@ -50,7 +51,7 @@ macro_rules! tiled_matmul {
             }
         }
 
-        /// `R` rows, the first of them row `r`, with `tokens`, several at a time.
+        /// `R` rows, the first of them row `r`, with `tokens`, several at a time; no single token is left behind.
         #[inline]
         $(#[$isa])*
         fn cells<const R: usize, const S: usize>(
@@ -61,22 +62,28 @@ macro_rules! tiled_matmul {
             r: usize,
             out: &mut [&mut [f32]],
         ) {
+            const LESS: usize = TOKENS - 1;
             let mut t = tokens.start;
-            while t + TOKENS <= tokens.end {
-                cell::<R, TOKENS, S>(codes, scale, x, t, r, out);
-                t += TOKENS;
-            }
-            while t + 2 <= tokens.end {
-                cell::<R, 2, S>(codes, scale, x, t, r, out);
-                t += 2;
-            }
             while t < tokens.end {
-                cell::<R, 1, S>(codes, scale, x, t, r, out);
-                t += 1;
+                let is_first = t == tokens.start;
+                let left = tokens.end - t;
+                match left {
+                    1 => cell::<R, 1, S>(codes, scale, x, t, is_first, r, out),
+                    2 => cell::<R, 2, S>(codes, scale, x, t, is_first, r, out),
+                    _ if left == LESS || left == TOKENS + 1 => {
+                        cell::<R, LESS, S>(codes, scale, x, t, is_first, r, out)
+                    }
+                    _ => cell::<R, TOKENS, S>(codes, scale, x, t, is_first, r, out),
+                }
+                t += match left {
+                    ..=LESS => left,
+                    _ if left == TOKENS + 1 => LESS,
+                    _ => TOKENS,
+                };
             }
         }
 
-        /// `R` rows times `T` tokens, in `S` chains of additions each.
+        /// `R` rows times `T` tokens, in `S` chains of additions each. The first to read these rows asks for the next.
         #[inline]
         $(#[$isa])*
         fn cell<const R: usize, const T: usize, const S: usize>(
@@ -84,35 +91,43 @@ macro_rules! tiled_matmul {
             scale: f32,
             x: &QuantRows,
             t: usize,
+            is_first: bool,
             r: usize,
             out: &mut [&mut [f32]],
         ) {
             let blocks = x.cols() / BLOCK_COLS;
-            let all: &[[u8; BLOCK_BYTES]] = codes.as_chunks().0;
+            let all: &[[u8; BLOCK_BYTES]] = &codes.as_chunks().0[..R * blocks];
             let rows: [&[[u8; BLOCK_BYTES]]; R] = std::array::from_fn(|r| &all[r * blocks..][..blocks]);
             let tokens: [QuantRow<'_>; T] = std::array::from_fn(|i| x.row(t + i));
             let activations: [&[[i8; BLOCK_COLS]]; T] = tokens.map(|x| &x.values.as_chunks().0[..blocks]);
             let mut sums = [[[no_lanes(); R]; T]; S];
-            let whole = blocks - blocks % S;
-            for i in (0..whole).step_by(S) {
-                if R == 1 {
-                    all[i..i + S].iter().step_by(2).for_each(|block| prefetch(block));
+            let ahead = all.as_ptr().cast::<u8>().wrapping_add(super::PREFETCH_BYTES);
+            for i in 0..blocks / S {
+                if is_first {
+                    for line in (0..R * S * BLOCK_BYTES).step_by(super::LINE_BYTES) {
+                        super::prefetch_line(ahead.wrapping_add(i * R * S * BLOCK_BYTES + line));
+                    }
                 }
                 for (s, sums) in sums.iter_mut().enumerate() {
-                    step(rows, activations, i + s, sums);
+                    // SAFETY: S * (blocks / S) is at most the length of each slice.
+                    unsafe { step(rows, activations, i * S + s, sums) };
                 }
             }
-            for i in whole..blocks {
-                step(rows, activations, i, &mut sums[0]);
+            for i in blocks - blocks % S..blocks {
+                // SAFETY: every slice is `blocks` long.
+                unsafe { step(rows, activations, i, &mut sums[0]) };
             }
-            for (i, x) in tokens.iter().enumerate() {
-                for j in 0..R {
-                    let mut lanes = sums[0][i][j];
-                    for sums in &sums[1..] {
-                        lanes = add_lanes(lanes, sums[i][j]);
+            let (first, others) = sums.split_first_mut().expect("there is a chain");
+            for others in others {
+                for (sums, others) in first.iter_mut().zip(others) {
+                    for (sum, other) in sums.iter_mut().zip(others) {
+                        *sum = add_lanes(*sum, *other);
                     }
-                    out[t + i][r + j] = finish(sum_lanes(lanes), x.sum, x.scale, scale);
                 }
+            }
+            let found = sum_tile(first);
+            for ((x, found), out) in tokens.iter().zip(found).zip(&mut out[t..t + T]) {
+                out[r..r + R].copy_from_slice(&found.map(|sum| finish(sum, x.sum, x.scale, scale)));
             }
         }
     };
