@@ -246,7 +246,9 @@ fn batches(kernel: Kernel, matrices: &mut Matrices) -> Vec<Line<'static>> {
         )
     };
     let tokens = [2, 4, 8];
-    let all = tokens.iter().flat_map(|&n| SHAPES[..2].iter().map(move |&shape| (shape, n)));
+    let all = tokens
+        .iter()
+        .flat_map(|&n| SHAPES[..2].iter().map(move |&shape| (shape, n)));
     all.map(line).collect()
 }
 

@@ -213,15 +213,24 @@ impl Kernel {
 
 /// Nibble planes of a screened head.
 impl Kernel {
-    /// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`; blocks as `screen` describes them.
-    pub(crate) fn plane_sums(self, plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
-        assert_eq!(high.len(), low.len(), "a query has two parts of one length");
-        assert_eq!(
-            plane.len(),
-            out.len() * high.len() / 2,
-            "plane must be [out.len()] rows"
+    /// `out[n][r] = Σ nibble·(128·high + low)` for each row of `plane` and each query, its high and its low part; blocks as
+    /// `screen` describes them.
+    pub(crate) fn plane_sums<const N: usize>(
+        self,
+        plane: &[u8],
+        queries: [[&[i8]; 2]; N],
+        out: [&mut [i32]; N],
+    ) {
+        let (cols, rows) = (queries[0][0].len(), out[0].len());
+        assert!(
+            queries.iter().flatten().all(|part| part.len() == cols),
+            "queries have two parts of one length"
         );
-        self.isa.plane_sums(plane, high, low, out);
+        assert!(
+            out.iter().all(|out| out.len() == rows) && plane.len() == rows * cols / 2,
+            "plane must be [out[n].len()] rows"
+        );
+        self.isa.plane_sums(plane, queries, out);
     }
 }
 

@@ -228,36 +228,45 @@ impl ScreenedHead {
         self.is_made() && query.scale > 0.0 && self.largest.norm * query.norm < LARGEST_LOGIT
     }
 
-    /// A lower bound of the logit of each row of `rows`, which [`width`](Self::width) turns into the upper bound.
+    /// For each query a lower bound of the logit of each row of `rows`, which [`width`](Self::width) turns into the upper
+    /// bound. One walk over the planes for all.
     ///
     /// # Panics
-    /// When `out` is not `[rows]` or `rows` is out of range.
-    pub fn lower_bounds(
+    /// When an `out[n]` is not `[rows]` or `rows` is out of range.
+    pub fn lower_bounds<const N: usize>(
         &self,
         kernel: Kernel,
         screen: Screen,
         rows: Range<usize>,
-        query: &Query,
-        out: &mut [f32],
+        queries: [&Query; N],
+        mut out: [&mut [f32]; N],
     ) {
         /// Rows whose sums wait between planes and bounds.
         const BLOCK: usize = 64;
-        assert_eq!(rows.len(), out.len(), "out must be [rows]");
-        let mut sums = [[0; BLOCK]; 2];
-        for (first, out) in rows.step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
-            let rows = first..first + out.len();
-            let [high, low] = sums.each_mut().map(|sums| &mut sums[..out.len()]);
-            self.plane_sums(kernel, &self.high, rows.clone(), query, high);
-            if screen == Screen::Proven {
-                self.plane_sums(kernel, &self.low, rows.clone(), query, low);
+        for out in &out {
+            assert_eq!(rows.len(), out.len(), "out must be [rows]");
+        }
+        let mut sums = [[[0; BLOCK]; N]; 2];
+        for start in (0..rows.len()).step_by(BLOCK) {
+            let part = start..rows.len().min(start + BLOCK);
+            let rows = rows.start + part.start..rows.start + part.end;
+            let [high, low] = &mut sums;
+            let planes = [(&self.high, &mut *high), (&self.low, &mut *low)];
+            let n_planes = if screen == Screen::Proven { 2 } else { 1 };
+            for (plane, sums) in planes.into_iter().take(n_planes) {
+                let sums = sums.each_mut().map(|sums| &mut sums[..rows.len()]);
+                self.plane_sums(kernel, plane, rows.clone(), queries, sums);
             }
-            let sums = high.iter().zip(low);
-            for ((out, facts), (high, low)) in out.iter_mut().zip(&self.rows[rows]).zip(sums) {
-                let mut estimate = query.estimate(*high, facts.scale * 16.0);
-                if screen == Screen::Proven {
-                    estimate += query.estimate(*low, facts.scale);
+            for (n, (query, out)) in queries.into_iter().zip(&mut out).enumerate() {
+                let sums = high[n].iter().zip(&low[n]);
+                let facts = self.rows[rows.clone()].iter().zip(sums);
+                for (out, (facts, (high, low))) in out[part.clone()].iter_mut().zip(facts) {
+                    let mut estimate = query.estimate(*high, facts.scale * 16.0);
+                    if screen == Screen::Proven {
+                        estimate += query.estimate(*low, facts.scale);
+                    }
+                    *out = estimate - self.margin(screen.margin(), facts, query);
                 }
-                *out = estimate - self.margin(screen.margin(), facts, query);
             }
         }
     }
@@ -276,7 +285,7 @@ impl ScreenedHead {
     pub fn refine(&self, kernel: Kernel, row: usize, query: &Query, lower: f32) -> Refined {
         let facts = &self.rows[row];
         let mut sum = [0];
-        self.plane_sums(kernel, &self.low, row..row + 1, query, &mut sum);
+        self.plane_sums(kernel, &self.low, row..row + 1, [query], [&mut sum]);
         let correction = query.estimate(sum[0], facts.scale);
         let estimate = lower + self.margin(Margin::Coarse, facts, query) + correction;
         Refined {
@@ -314,19 +323,22 @@ impl ScreenedHead {
         of_planes * query.norm + facts.norm * of_query
     }
 
-    fn plane_sums(
+    fn plane_sums<const N: usize>(
         &self,
         kernel: Kernel,
         plane: &[u8],
         rows: Range<usize>,
-        query: &Query,
-        out: &mut [i32],
+        queries: [&Query; N],
+        mut out: [&mut [i32]; N],
     ) {
         let row_bytes = self.row_bytes();
         let plane = &plane[rows.start * row_bytes..rows.end * row_bytes];
-        kernel.plane_sums(plane, &query.high, &query.low, out);
-        for sum in out {
-            *sum -= NIBBLE_OFFSET * query.sum;
+        let parts = queries.map(|query| [&query.high[..], &query.low[..]]);
+        kernel.plane_sums(plane, parts, out.each_mut().map(|out| &mut **out));
+        for (query, out) in queries.into_iter().zip(out) {
+            for sum in out {
+                *sum -= NIBBLE_OFFSET * query.sum;
+            }
         }
     }
 }

@@ -192,6 +192,24 @@ fn ternary_products_are_exact() {
     }
 }
 
+/// More rows than a block of them, more activations than a cache near the core takes: every split of a short batch.
+#[test]
+fn short_batches_are_exact() {
+    let (rows, cols) = (125, if cfg!(miri) { 128 } else { 6912 });
+    let fill = Fill::Ternary(0x5eed_0013);
+    let codes = SharedBytes::new(fill.codes(rows * cols / 4));
+    let w = PackedMatrix::i2_s(codes, rows, cols, 0.3).unwrap();
+    let expected = naive(&w, &fill.activations(20, cols));
+    let packed = packed(&w);
+    for n in 1..=if cfg!(miri) { 5 } else { 20 } {
+        let x = fill.activations(n, cols);
+        for (kernel, w) in each_kernel(&packed) {
+            let found = multiply(kernel, w, 0..rows, &x);
+            assert_eq!(found, expected[..n], "{kernel}, {n} tokens");
+        }
+    }
+}
+
 #[test]
 fn row_ranges_are_parts_of_the_whole() {
     let (rows, cols) = (110, if cfg!(miri) { 128 } else { 384 });

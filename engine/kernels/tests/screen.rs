@@ -120,7 +120,7 @@ fn candidates(
     query.set(h);
     assert!(head.can_screen(&query));
     let (mut lower, mut scratch) = (vec![0.0; head.matrix().rows()], Vec::new());
-    head.lower_bounds(kernel, screen, 0..lower.len(), &query, &mut lower);
+    head.lower_bounds(kernel, screen, 0..lower.len(), [&query], [&mut lower]);
     let threshold = kth_largest(&lower, k, &mut scratch).unwrap();
     let mut rows = Vec::new();
     head.survivors(screen, &lower, &query, threshold, &mut rows);
@@ -307,8 +307,15 @@ fn every_kernel_finds_the_same_bounds() {
                 let mut all = Vec::new();
                 for screen in [Screen::Exact, Screen::Proven] {
                     let mut lower = vec![0.0; ROWS];
-                    head.lower_bounds(kernel, screen, 0..ROWS, &query, &mut lower);
+                    head.lower_bounds(kernel, screen, 0..ROWS, [&query], [&mut lower]);
                     all.extend(lower.iter().map(|lower| lower.to_bits()));
+                    // Beside another query, and not from the first row on.
+                    let mut other = Query::default();
+                    other.set(&h.iter().map(|x| 1.0 - x).collect::<Vec<f32>>());
+                    let mut shared = [vec![0.0; ROWS - 1], vec![0.0; ROWS - 1]];
+                    let [a, b] = shared.each_mut().map(|lower| &mut lower[..]);
+                    head.lower_bounds(kernel, screen, 1..ROWS, [&other, &query], [a, b]);
+                    assert_eq!(shared[1], lower[1..], "{kernel}, two queries");
                 }
                 all
             };
@@ -346,7 +353,7 @@ fn proven_bounds_hold_for_every_row() {
                     continue;
                 }
                 let mut lower = vec![0.0; 300];
-                head.lower_bounds(kernel, Screen::Proven, 0..300, &query, &mut lower);
+                head.lower_bounds(kernel, Screen::Proven, 0..300, [&query], [&mut lower]);
                 for (row, (lower, logit)) in lower
                     .into_iter()
                     .zip(logits(kernel, &matrix, &h))

@@ -22,8 +22,9 @@ const MAKE_ROWS: usize = 64;
 /// Rows that one worker screens before it asks for others: for one entry, and for several, which share them in its cache.
 const SCREEN_ROWS: usize = 512;
 const SCREEN_ROWS_SHARED: usize = 128;
-/// Left rows that one worker refines, or computes, before it asks for others.
-const REFINE_ROWS: usize = 64;
+/// Rows, of which one worker refines those left before it asks for others: 0.6 MB of the low plane of 2B-4T.
+const REFINE_RANGE: usize = 512;
+/// Left rows whose logits one worker computes before it asks for others.
 const LOGIT_ROWS: usize = 8;
 /// Left rows that are asked for before their turn comes: they lie anywhere.
 const AHEAD_ROWS: usize = 2;
@@ -57,6 +58,8 @@ struct Search {
     /// Their logits.
     logits: Vec<f32>,
     scratch: Vec<f32>,
+    /// Whether no estimate was seen to be off by more than bounds allow.
+    is_trusted: AtomicBool,
 }
 
 /// The threads of a step.
@@ -196,29 +199,18 @@ impl Screening {
             wants,
             lower,
         } = job;
-        let n_vocab = self.head.matrix().rows();
+        let head = &self.head;
         let searches = &mut self.searches[..inputs.len()];
+        let goals = inputs.iter().zip(wants);
+        let goals: Vec<_> = goals.map(|(input, want)| Goal::new(input, *want)).collect();
         let screen = self.screen.unwrap_or(Screen::Proven);
-        bound(&self.head, screen, searches, crew, lower);
-        let lower = lower.chunks_exact_mut(n_vocab);
-        for (((search, lower), input), want) in
-            searches.iter_mut().zip(lower).zip(inputs).zip(wants)
-        {
-            let Want::Best { k, also } = *want else {
-                unreachable!("who wants all logits is not screened")
-            };
-            let head = &self.head;
-            let found =
-                |search: &mut Search, screen: Screen, crew: &mut Crew<'_>, lower: &mut [f32]| {
-                    search.screen = Some(screen);
-                    search.narrow(head, screen, crew, lower, k, also)
-                        && search.finish(head, crew, input, also.iter().copied())
-                };
-            if !found(search, screen, crew, lower) {
+        bound(head, screen, searches, crew, lower);
+        settle(head, screen, searches, &goals, crew, lower);
+        let lower = lower.chunks_exact_mut(head.matrix().rows());
+        for ((search, goal), lower) in searches.iter_mut().zip(&goals).zip(lower) {
+            if !search.is_trusted() {
                 tracing::debug!("estimates are off by more than 6 sigma, both planes are read");
-                let again = std::slice::from_mut(search);
-                bound(&self.head, Screen::Proven, again, crew, lower);
-                found(search, Screen::Proven, crew, lower);
+                search.prove(head, goal, crew, lower);
             }
             self.n_read += search.rows.len();
         }
@@ -233,36 +225,22 @@ impl Screening {
             allowed,
             lower,
         } = again;
-        let (k, also) = match want {
-            Want::Best { k, also } => (k, also),
-            Want::All => unreachable!("who wants all logits is not screened"),
+        let goal = Goal {
+            allowed: Some(allowed),
+            ..Goal::new(input, want)
         };
         let (head, search) = (&self.head, &mut self.searches[place]);
-        if allowed.count() <= (k + also.len()).max(FEW_ALLOWED) {
+        if allowed.count() <= (goal.k + goal.also.len()).max(FEW_ALLOWED) {
             search.rows.clear();
             search.refined.clear();
-            search.finish(head, crew, input, allowed.tokens());
+            search.name(head, allowed.tokens());
+            compute(head, std::slice::from_mut(search), &[goal], crew);
         } else {
-            let exclude = |lower: &mut [f32]| {
-                for (row, lower) in (0..).zip(lower) {
-                    if !allowed.contains(row) {
-                        *lower = f32::NEG_INFINITY;
-                    }
-                }
-            };
-            let found =
-                |search: &mut Search, screen: Screen, crew: &mut Crew<'_>, lower: &mut [f32]| {
-                    exclude(lower);
-                    search.screen = Some(screen);
-                    let named = also.iter().copied().filter(|&row| allowed.contains(row));
-                    search.narrow(head, screen, crew, lower, k, also)
-                        && search.finish(head, crew, input, named)
-                };
             let screen = search.screen.unwrap_or(Screen::Proven);
-            if !found(search, screen, crew, lower) {
-                let again = std::slice::from_mut(search);
-                bound(head, Screen::Proven, again, crew, lower);
-                found(search, Screen::Proven, crew, lower);
+            let one = std::slice::from_mut(search);
+            settle(head, screen, one, &[goal], crew, lower);
+            if !search.is_trusted() {
+                search.prove(head, &goal, crew, lower);
             }
         }
         self.n_read += search.rows.len();
@@ -308,126 +286,266 @@ fn bound(
     crew.pool.run(crew.n_workers, &|_| {
         while let Some(part) = columns.take() {
             let rows = part.range();
-            for (search, out) in searches.iter().zip(part.rows()) {
-                head.lower_bounds(kernel, screen, rows.clone(), &search.query, out);
+            let mut out = part.rows();
+            let mut next = || out.next().expect("there is a row for each search");
+            for pair in searches.chunks(2) {
+                let rows = rows.clone();
+                match pair {
+                    [a, b] => {
+                        let queries = [&a.query, &b.query];
+                        head.lower_bounds(kernel, screen, rows, queries, [next(), next()]);
+                    }
+                    [a] => head.lower_bounds(kernel, screen, rows, [&a.query], [next()]),
+                    _ => unreachable!("chunks of two are one or two"),
+                }
             }
         }
     });
 }
 
-impl Search {
-    /// Leaves in `rows` all that may be among the `k` best of those not named. False when the bounds of this query are not
-    /// to be trusted.
-    fn narrow(
-        &mut self,
-        head: &ScreenedHead,
-        screen: Screen,
-        crew: &mut Crew<'_>,
-        lower: &mut [f32],
-        k: usize,
-        also: &[u32],
-    ) -> bool {
-        let Search {
-            query,
+/// From lower bounds by `screen` to the logits of each search, all searches step by step together.
+fn settle(
+    head: &ScreenedHead,
+    screen: Screen,
+    searches: &mut [Search],
+    goals: &[Goal<'_>],
+    crew: &mut Crew<'_>,
+    lower: &mut [f32],
+) {
+    let n_vocab = head.matrix().rows();
+    let n_workers = crew.n_workers.min(searches.len());
+    let entries = searches.iter_mut().zip(goals);
+    let entries = entries.zip(lower.chunks_exact_mut(n_vocab));
+    crew.pool
+        .for_each(n_workers, entries, |_, ((search, goal), lower)| {
+            search.reach(head, screen, goal, lower);
+        });
+    if screen == Screen::Exact {
+        refine(head, searches, lower, crew);
+    }
+    let entries = searches.iter_mut().zip(goals);
+    crew.pool.for_each(n_workers, entries, |_, (search, goal)| {
+        if screen == Screen::Exact {
+            search.keep(head, goal.k);
+        }
+        search.name(head, goal.named());
+    });
+    compute(head, searches, goals, crew);
+    for search in searches {
+        search.check(head);
+    }
+}
+
+/// Bounds by both planes of the rows that each search has left. Range of rows by range, so that the low plane comes from
+/// memory once for all.
+fn refine(head: &ScreenedHead, searches: &mut [Search], lower: &[f32], crew: &mut Crew<'_>) {
+    let n_vocab = head.matrix().rows();
+    let kernel = crew.kernel;
+    let lower = lower.chunks_exact(n_vocab);
+    let mut left: Vec<Unrefined<'_>> = searches
+        .iter_mut()
+        .zip(lower)
+        .map(|(search, lower)| Unrefined {
+            query: &search.query,
+            is_trusted: &search.is_trusted,
+            lower,
+            rows: &search.rows,
+            bounds: &mut search.bounds,
+        })
+        .collect();
+    let ends = (1..=n_vocab.div_ceil(REFINE_RANGE)).map(|i| i * REFINE_RANGE);
+    let parts = ends.map(|end| {
+        let parts = left.iter_mut().map(|it| it.split_below(end));
+        parts.collect::<Vec<_>>()
+    });
+    crew.pool.for_each(crew.n_workers, parts, |_, parts| {
+        for part in parts {
+            part.refine(head, kernel);
+        }
+    });
+}
+
+/// The logits of all rows left, as the full head computes them.
+fn compute(head: &ScreenedHead, searches: &mut [Search], goals: &[Goal<'_>], crew: &mut Crew<'_>) {
+    let (matrix, kernel) = (head.matrix(), crew.kernel);
+    let parts = searches.iter_mut().zip(goals).flat_map(|(search, goal)| {
+        let rows = search.rows.chunks(LOGIT_ROWS);
+        let parts = rows.zip(search.logits.chunks_mut(LOGIT_ROWS));
+        parts.map(|(rows, logits)| (goal.input, rows, logits))
+    });
+    crew.pool
+        .for_each(crew.n_workers, parts, |_, (input, rows, logits)| {
+            ahead(rows, |row| matrix.prefetch_row(row));
+            for (i, (&row, logit)) in rows.iter().zip(logits).enumerate() {
+                if let Some(&next) = rows.get(i + AHEAD_ROWS) {
+                    matrix.prefetch_row(next as usize);
+                }
+                let row = row as usize;
+                let out = std::slice::from_mut(logit);
+                kernel.dense_matmul(matrix, row..row + 1, &[input], &mut [out]);
+            }
+        });
+}
+
+/// What an entry wants.
+#[derive(Clone, Copy)]
+struct Goal<'a> {
+    /// `[n_embd]`
+    input: &'a [f32],
+    k: usize,
+    also: &'a [u32],
+    /// `None`: all tokens.
+    allowed: Option<&'a TokenSet>,
+}
+
+impl<'a> Goal<'a> {
+    fn new(input: &'a [f32], want: Want<'a>) -> Self {
+        let Want::Best { k, also } = want else {
+            unreachable!("who wants all logits is not screened")
+        };
+        Goal {
+            input,
+            k,
+            also,
+            allowed: None,
+        }
+    }
+
+    /// Tokens to be computed in any case.
+    fn named(&self) -> impl Iterator<Item = u32> {
+        let allows = |row: &u32| self.allowed.is_none_or(|allowed| allowed.contains(*row));
+        self.also.iter().copied().filter(allows)
+    }
+}
+
+/// Some of the rows that a search has left, and their bounds to be.
+struct Unrefined<'a> {
+    query: &'a Query,
+    is_trusted: &'a AtomicBool,
+    /// `[n_vocab]` by the high plane.
+    lower: &'a [f32],
+    rows: &'a [u32],
+    bounds: &'a mut [f32],
+}
+
+impl<'a> Unrefined<'a> {
+    /// Takes those below `end` away.
+    fn split_below(&mut self, end: usize) -> Unrefined<'a> {
+        let n = self.rows.partition_point(|&row| (row as usize) < end);
+        let (rows, other_rows) = self.rows.split_at(n);
+        let (bounds, other_bounds) = std::mem::take(&mut self.bounds).split_at_mut(n);
+        (self.rows, self.bounds) = (other_rows, other_bounds);
+        Unrefined {
             rows,
-            refined,
             bounds,
-            scratch,
-            ..
-        } = self;
-        refined.clear();
-        for &row in also {
+            ..*self
+        }
+    }
+
+    fn refine(self, head: &ScreenedHead, kernel: Kernel) {
+        ahead(self.rows, |row| head.prefetch_row(row));
+        for (i, (&row, bound)) in self.rows.iter().zip(self.bounds).enumerate() {
+            if let Some(&next) = self.rows.get(i + AHEAD_ROWS) {
+                head.prefetch_row(next as usize);
+            }
+            let row = row as usize;
+            let refined = head.refine(kernel, row, self.query, self.lower[row]);
+            *bound = refined.lower;
+            if !refined.trusted {
+                self.is_trusted.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Search {
+    /// Whether the bounds of this query hold as far as one can see.
+    fn is_trusted(&self) -> bool {
+        self.is_trusted.load(Ordering::Relaxed)
+    }
+
+    /// Leaves in `rows` all that may be among the `k` best of those allowed and not named. `lower: [n_vocab]`, changed.
+    fn reach(&mut self, head: &ScreenedHead, screen: Screen, goal: &Goal<'_>, lower: &mut [f32]) {
+        self.screen = Some(screen);
+        *self.is_trusted.get_mut() = true;
+        if let Some(allowed) = goal.allowed {
+            for (row, lower) in (0..).zip(&mut *lower) {
+                if !allowed.contains(row) {
+                    *lower = f32::NEG_INFINITY;
+                }
+            }
+        }
+        for &row in goal.also {
             if let Some(lower) = lower.get_mut(row as usize) {
                 *lower = f32::NEG_INFINITY;
             }
         }
-        let threshold = |lower: &[f32], scratch: &mut Vec<f32>| {
-            kth_largest(lower, k, scratch).unwrap_or(f32::NEG_INFINITY)
-        };
-        rows.clear();
-        head.survivors(screen, lower, query, threshold(lower, scratch), rows);
-        if screen == Screen::Proven {
-            return true;
-        }
-        bounds.clear();
-        bounds.resize(rows.len(), 0.0);
-        let (kernel, lower, query) = (crew.kernel, &*lower, &*query);
-        let is_trusted = AtomicBool::new(true);
-        let parts = rows.chunks(REFINE_ROWS).zip(bounds.chunks_mut(REFINE_ROWS));
-        crew.pool
-            .for_each(crew.n_workers, parts, |_, (rows, bounds)| {
-                ahead(rows, |row| head.prefetch_row(row));
-                for (i, (&row, bound)) in rows.iter().zip(bounds).enumerate() {
-                    if let Some(&next) = rows.get(i + AHEAD_ROWS) {
-                        head.prefetch_row(next as usize);
-                    }
-                    let refined = head.refine(kernel, row as usize, query, lower[row as usize]);
-                    *bound = refined.lower;
-                    if !refined.trusted {
-                        is_trusted.store(false, Ordering::Relaxed);
-                    }
-                }
-            });
-        let threshold = threshold(bounds, scratch);
-        let reaches = |&(row, lower): &(u32, f32)| {
-            lower + head.refined_width(row as usize, query) >= threshold
-        };
+        let threshold = self.threshold(lower, goal.k);
+        self.refined.clear();
+        self.rows.clear();
+        head.survivors(screen, lower, &self.query, threshold, &mut self.rows);
+        self.bounds.clear();
+        self.bounds.resize(self.rows.len(), 0.0);
+    }
+
+    fn threshold(&mut self, lower: &[f32], k: usize) -> f32 {
+        kth_largest(lower, k, &mut self.scratch).unwrap_or(f32::NEG_INFINITY)
+    }
+
+    /// Of the rows left, those that may be among the `k` best by their refined bounds.
+    fn keep(&mut self, head: &ScreenedHead, k: usize) {
+        let bounds = std::mem::take(&mut self.bounds);
+        let threshold = self.threshold(&bounds, k);
+        self.bounds = bounds;
         let mut n_left = 0;
-        for i in 0..rows.len() {
-            let row = (rows[i], bounds[i]);
-            if reaches(&row) {
-                (rows[n_left], bounds[n_left]) = row;
+        for i in 0..self.rows.len() {
+            let (row, lower) = (self.rows[i], self.bounds[i]);
+            if lower + head.refined_width(row as usize, &self.query) >= threshold {
+                (self.rows[n_left], self.bounds[n_left]) = (row, lower);
                 n_left += 1;
             }
         }
-        rows.truncate(n_left);
-        bounds.truncate(n_left);
-        refined.extend_from_slice(rows);
-        is_trusted.into_inner()
+        self.rows.truncate(n_left);
+        self.bounds.truncate(n_left);
+        self.refined.extend_from_slice(&self.rows);
     }
 
-    /// The logits of the rows left and of those named, as the full head computes them. False when a logit is further from its
-    /// estimate than bounds that can be trusted allow.
-    fn finish(
+    /// Adds rows that are wanted in any case, and makes room for the logits of all.
+    fn name(&mut self, head: &ScreenedHead, named: impl Iterator<Item = u32>) {
+        let n_rows = head.matrix().rows();
+        self.rows
+            .extend(named.filter(|&row| (row as usize) < n_rows));
+        self.rows.sort_unstable();
+        self.rows.dedup();
+        self.logits.clear();
+        self.logits.resize(self.rows.len(), 0.0);
+    }
+
+    /// Distrusts bounds when a logit is further from its estimate than bounds that can be trusted allow.
+    fn check(&mut self, head: &ScreenedHead) {
+        let mut all = self.rows.iter().zip(&self.logits);
+        let are_likely = self.refined.iter().zip(&self.bounds).all(|(row, lower)| {
+            let found = all.find(|(other, _)| *other == row);
+            found.is_some_and(|(_, logit)| {
+                head.is_likely(*row as usize, &self.query, *lower, *logit)
+            })
+        });
+        if !are_likely {
+            *self.is_trusted.get_mut() = false;
+        }
+    }
+
+    /// Everything once more by bounds that always hold.
+    fn prove(
         &mut self,
         head: &ScreenedHead,
+        goal: &Goal<'_>,
         crew: &mut Crew<'_>,
-        input: &[f32],
-        named: impl Iterator<Item = u32>,
-    ) -> bool {
-        let matrix = head.matrix();
-        let Search {
-            query,
-            rows,
-            refined,
-            bounds,
-            logits,
-            ..
-        } = self;
-        rows.extend(named.filter(|&row| (row as usize) < matrix.rows()));
-        rows.sort_unstable();
-        rows.dedup();
-        logits.clear();
-        logits.resize(rows.len(), 0.0);
-        let kernel = crew.kernel;
-        let parts = rows.chunks(LOGIT_ROWS).zip(logits.chunks_mut(LOGIT_ROWS));
-        crew.pool
-            .for_each(crew.n_workers, parts, |_, (rows, logits)| {
-                ahead(rows, |row| matrix.prefetch_row(row));
-                for (i, (&row, logit)) in rows.iter().zip(logits).enumerate() {
-                    if let Some(&next) = rows.get(i + AHEAD_ROWS) {
-                        matrix.prefetch_row(next as usize);
-                    }
-                    let row = row as usize;
-                    let out = std::slice::from_mut(logit);
-                    kernel.dense_matmul(matrix, row..row + 1, &[input], &mut [out]);
-                }
-            });
-        let mut all = rows.iter().zip(&*logits);
-        refined.iter().zip(&*bounds).all(|(row, lower)| {
-            let found = all.find(|(other, _)| *other == row);
-            found.is_some_and(|(_, logit)| head.is_likely(*row as usize, query, *lower, *logit))
-        })
+        lower: &mut [f32],
+    ) {
+        let one = std::slice::from_mut(self);
+        bound(head, Screen::Proven, one, crew, lower);
+        settle(head, Screen::Proven, one, &[*goal], crew, lower);
     }
 }
 

@@ -4,9 +4,9 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::{PREFETCH_BYTES, finish};
+use crate::QuantRows;
 use crate::screen::PLANE_BYTES;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
-use crate::{QuantRow, QuantRows};
 
 float_kernels!(#[target_feature(enable = "avx2,fma,f16c")]);
 
@@ -18,8 +18,8 @@ type Activations = [i8; BLOCK_COLS];
 const CHUNK: usize = 10;
 /// Rows of a tile. With three tokens, as most have: nine accumulators, three codes, one activation of sixteen registers.
 const ROWS: usize = 3;
-/// From so many tokens on, unpacking rows to memory pays.
-const PANEL_FROM: usize = 4;
+/// With more bytes of activations, which then don't stay in the first-level cache, unpacking rows to memory pays.
+const NEAR_BYTES: usize = 30 << 10;
 /// Tokens whose sums wait on the stack while chunks of unpacked rows meet them all.
 const PANEL: usize = 96;
 /// Groups of rows whose chunks are unpacked together, 15 KB: as often is each activation used once it is in the first-level
@@ -36,13 +36,15 @@ struct Panel<const R: usize> {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
     let row_bytes = x.cols() / 4;
-    if x.len() < PANEL_FROM {
+    if x.len() * x.cols() <= NEAR_BYTES || x.len() < ROWS {
         for (r, codes) in codes.chunks_exact(row_bytes).enumerate() {
-            match x.len() {
-                0 => {}
-                1 => few::<1>(codes, scale, x, r, out),
-                2 => few::<2>(codes, scale, x, r, out),
-                _ => few::<3>(codes, scale, x, r, out),
+            let mut t = 0;
+            while t < x.len() {
+                t += match x.len() - t {
+                    1 => few::<1>(codes, scale, x, t, r, out),
+                    2 | 4 => few::<2>(codes, scale, x, t, r, out),
+                    _ => few::<3>(codes, scale, x, t, r, out),
+                };
             }
         }
         return;
@@ -75,19 +77,22 @@ fn in_panels<const R: usize>(
     }
 }
 
-/// Row `r` with `T` tokens, unpacked in registers.
+/// Row `r` with `T` tokens from `t` on, unpacked in registers; says how many they are.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn few<const T: usize>(
     codes: &[u8],
     scale: f32,
     x: &QuantRows,
+    t: usize,
     r: usize,
     out: &mut [&mut [f32]],
-) {
-    let tokens: [QuantRow<'_>; T] = std::array::from_fn(|t| x.row(t));
+) -> usize {
     let blocks: &[Packed] = codes.as_chunks().0;
-    let activations: [&[Activations]; T] = tokens.map(|x| &x.values.as_chunks().0[..blocks.len()]);
+    let mut activations: [&[Activations]; T] = [&[]; T];
+    for (i, activations) in activations.iter_mut().enumerate() {
+        *activations = &x.row(t + i).values.as_chunks().0[..blocks.len()];
+    }
     let mut sums = [_mm256_setzero_si256(); T];
     for first in (0..blocks.len()).step_by(CHUNK) {
         let mut wide = [_mm256_setzero_si256(); T];
@@ -102,9 +107,11 @@ fn few<const T: usize>(
             *sum = _mm256_add_epi32(*sum, widened(wide));
         }
     }
-    for ((x, sum), out) in tokens.iter().zip(sums).zip(out) {
-        out[r] = finish(sum_i32(sum), x.sum, x.scale, scale);
+    for (i, sum) in sums.into_iter().enumerate() {
+        let x = x.row(t + i);
+        out[t + i][r] = finish(sum_i32(sum), x.sum, x.scale, scale);
     }
+    T
 }
 
 impl<const R: usize> Panel<R> {
@@ -143,12 +150,14 @@ impl<const R: usize> Panel<R> {
         for (t, out) in out.iter_mut().enumerate() {
             let (x, out) = (x.row(first + t), &mut out[r..r + n_groups * R]);
             for (start, out) in (0..).step_by(4).zip(out.chunks_mut(4)) {
-                let sums: [__m256i; 4] = std::array::from_fn(|i| {
-                    let row = start + i.min(out.len() - 1);
-                    self.sums[row / R][t][row % R]
-                });
-                let found = sum_4(sums).map(|sum| finish(sum, x.sum, x.scale, scale));
-                out.copy_from_slice(&found[..out.len()]);
+                // By loops: closures handed to functions without these features are not inlined.
+                let mut sums = [_mm256_setzero_si256(); 4];
+                for (row, sum) in (start..start + out.len()).zip(&mut sums) {
+                    *sum = self.sums[row / R][t][row % R];
+                }
+                for (sum, out) in sum_4(sums).into_iter().zip(out) {
+                    *out = finish(sum, x.sum, x.scale, scale);
+                }
             }
         }
     }
@@ -162,7 +171,9 @@ impl<const R: usize> Panel<R> {
         for (rows, unpacked) in groups.zip(&mut self.unpacked) {
             for (r, row) in rows.chunks_exact(blocks).enumerate() {
                 let row = &row[chunk.clone()];
-                for (i, (packed, parts)) in row.iter().zip(unpacked.as_chunks_mut::<4>().0).enumerate() {
+                for (i, (packed, parts)) in
+                    row.iter().zip(unpacked.as_chunks_mut::<4>().0).enumerate()
+                {
                     if i % 2 == 0 {
                         super::prefetch_line(packed.as_ptr().wrapping_add(ahead));
                     }

@@ -3,12 +3,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::avx2::sum_i32;
 use super::tiles::token_panel;
-use super::{PREFETCH_BYTES, finish};
-use crate::screen::PLANE_BYTES;
+use super::{LINE_BYTES, PREFETCH_BYTES, finish, prefetch_line};
+use crate::QuantRows;
+use crate::screen::{PLANE_BYTES, PLANE_COLS};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
-use crate::{QuantRow, QuantRows};
 
 float_kernels!(#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]);
 
@@ -123,36 +122,103 @@ fn sum_16(x: &[Lanes; 16]) -> [i32; 16] {
 /// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
-    type Part = [i8; 32];
-    let nibble = _mm256_set1_epi8(15);
-    let high: &[[Part; 2]] = high.as_chunks().0.as_chunks().0;
-    let low: &[[Part; 2]] = &low.as_chunks().0.as_chunks().0[..high.len()];
+    plane_sums_of(plane, [[high, low]], [out]);
+}
+
+/// The same of `N` queries, high and low parts, with one walk over `plane`.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) fn plane_sums_of<const N: usize>(
+    plane: &[u8],
+    queries: [[&[i8]; 2]; N],
+    mut out: [&mut [i32]; N],
+) {
+    /// Rows of a tile: sixteen sums of two queries, four of nibbles.
+    const ROWS: usize = 4;
+    let blocks = queries[0][0].len() / PLANE_COLS;
+    let queries = queries.map(|query| query.map(|part| &part.as_chunks().0[..blocks]));
+    let rows: &[[u8; PLANE_BYTES]] = plane.as_chunks().0;
+    let n_rows = out[0].len();
     // Behind a single row comes nothing that is wanted.
-    let is_walk = out.len() > 1;
-    for (row, out) in plane.chunks_exact(high.len() * PLANE_BYTES).zip(out) {
-        let row: &[[u8; PLANE_BYTES]] = &row.as_chunks().0[..high.len()];
-        let mut sums = [[_mm256_setzero_si256(); 2]; 2];
-        for i in 0..row.len() {
-            if is_walk && i % 2 == 0 {
-                prefetch(&row[i]);
+    let is_walk = n_rows > 1;
+    let whole = n_rows - n_rows % ROWS;
+    for r in (0..whole).step_by(ROWS) {
+        let rows = &rows[r * blocks..(r + ROWS) * blocks];
+        plane_tile::<ROWS, N, 1>(rows, queries, is_walk, r, &mut out);
+    }
+    for r in whole..n_rows {
+        let rows = &rows[r * blocks..(r + 1) * blocks];
+        plane_tile::<1, N, 4>(rows, queries, is_walk, r, &mut out);
+    }
+}
+
+/// `R` rows, the first of them row `r`, times `N` queries, in `S` chains of additions each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn plane_tile<const R: usize, const N: usize, const S: usize>(
+    rows: &[[u8; PLANE_BYTES]],
+    queries: [[&[[i8; PLANE_COLS]]; 2]; N],
+    is_walk: bool,
+    r: usize,
+    out: &mut [&mut [i32]; N],
+) {
+    let blocks = rows.len() / R;
+    assert!(
+        queries.iter().flatten().all(|part| part.len() == blocks),
+        "queries are as long as rows"
+    );
+    let ahead = rows.as_ptr().cast::<u8>().wrapping_add(PREFETCH_BYTES);
+    let mut sums = [[[[no_lanes(); R]; 2]; N]; S];
+    for first in (0..blocks).step_by(S) {
+        if is_walk {
+            for line in (0..R * S * PLANE_BYTES).step_by(LINE_BYTES) {
+                prefetch_line(ahead.wrapping_add(first * R * PLANE_BYTES + line));
             }
-            // SAFETY: an unaligned load of the 32 bytes of the array.
-            let both = unsafe { _mm256_loadu_si256(row[i].as_ptr().cast()) };
-            let nibbles = [
-                _mm256_and_si256(both, nibble),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(both), nibble),
-            ];
-            for half in 0..2 {
-                for (sum, query) in sums.iter_mut().zip([&high[i], &low[i]]) {
-                    // SAFETY: an unaligned load of the 32 bytes of the array.
-                    let x = unsafe { _mm256_loadu_si256(query[half].as_ptr().cast()) };
-                    sum[half] = _mm256_dpbusd_epi32(sum[half], nibbles[half], x);
+        }
+        for (i, sums) in (first..blocks).zip(&mut sums) {
+            let mut nibbles = [no_lanes(); R];
+            for (r, nibbles) in nibbles.iter_mut().enumerate() {
+                // SAFETY: r < R and i < blocks, and there are R * blocks of them.
+                *nibbles = unpack_nibbles(unsafe { rows.get_unchecked(r * blocks + i) });
+            }
+            for (sums, query) in sums.iter_mut().zip(queries) {
+                for (sums, part) in sums.iter_mut().zip(query) {
+                    // SAFETY: i < blocks, the length of each part; an unaligned load of the 64 bytes of an array.
+                    let x = unsafe { _mm512_loadu_si512(part.get_unchecked(i).as_ptr().cast()) };
+                    for r in 0..R {
+                        sums[r] = _mm512_dpbusd_epi32(sums[r], nibbles[r], x);
+                    }
                 }
             }
         }
-        let [high, low] = sums.map(|[a, b]| _mm256_add_epi32(a, b));
-        *out = sum_i32(_mm256_add_epi32(_mm256_slli_epi32::<7>(high), low));
     }
+    let mut all = [no_lanes(); 16];
+    for sums in &sums {
+        for (sums, all) in sums.iter().zip(all.chunks_exact_mut(R)) {
+            for r in 0..R {
+                let sum = add_lanes(_mm512_slli_epi32::<7>(sums[0][r]), sums[1][r]);
+                all[r] = add_lanes(all[r], sum);
+            }
+        }
+    }
+    if R * N == 1 {
+        out[0][r] = _mm512_reduce_add_epi32(all[0]);
+        return;
+    }
+    let found = sum_16(&all);
+    for (out, found) in out.iter_mut().zip(found.chunks_exact(R)) {
+        out[r..r + R].copy_from_slice(found);
+    }
+}
+
+/// 64 nibbles of a block in the order of their columns.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn unpack_nibbles(packed: &[u8; PLANE_BYTES]) -> __m512i {
+    let shifts = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+    // SAFETY: an unaligned load of the 32 bytes of the array.
+    let packed = unsafe { _mm256_loadu_si256(packed.as_ptr().cast()) };
+    let twice = _mm512_broadcast_i64x4(packed);
+    _mm512_and_si512(_mm512_srlv_epi64(twice, shifts), _mm512_set1_epi8(15))
 }
 
 /// 32 lanes.

@@ -11,8 +11,8 @@ pub(super) use super::avx2::{
 use super::avx2::{load_activations, load_bytes, sum_i32, unpack};
 use super::finish;
 use super::tiles::token_panel;
+use crate::QuantRows;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
-use crate::{QuantRow, QuantRows};
 
 /// A tile: six sums, three codes, three packed blocks, one activation of sixteen registers. With three tokens it is slower by a third.
 const ROWS: usize = 3;

@@ -195,9 +195,21 @@ impl Runnable {
         }
     }
 
-    /// `plane`: whole rows of nibbles, two for each value of `high`.
-    pub(crate) fn plane_sums(self, plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
-        enter!(self, plane_sums(plane, high, low, out));
+    /// `plane`: whole rows of nibbles, two for each value of a part of a query.
+    pub(crate) fn plane_sums<const N: usize>(
+        self,
+        plane: &[u8],
+        queries: [[&[i8]; 2]; N],
+        out: [&mut [i32]; N],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Isa::Avx512Vnni {
+            // SAFETY: a `Runnable` only exists for an instruction set whose features `detected` saw on this CPU.
+            return unsafe { avx512::plane_sums_of(plane, queries, out) };
+        }
+        for ([high, low], out) in queries.into_iter().zip(out) {
+            enter!(self, plane_sums(plane, high, low, out));
+        }
     }
 
     pub(crate) fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

@@ -7,9 +7,9 @@ use std::ops::Range;
 
 use super::tiles::token_panel;
 use super::{PREFETCH_BYTES, finish};
+use crate::QuantRows;
 use crate::screen::PLANE_BYTES;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
-use crate::{QuantRow, QuantRows};
 
 float_kernels!(#[target_feature(enable = "neon")]);
 

@@ -8,9 +8,9 @@ use std::ops::Range;
 use super::finish;
 pub(super) use super::neon::*;
 use super::tiles::token_panel;
+use crate::QuantRows;
 use crate::screen::PLANE_BYTES;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
-use crate::{QuantRow, QuantRows};
 
 /// A tile: sixteen sums, four packed bytes or codes, one activation of 32 registers.
 const ROWS: usize = 4;

@@ -13,22 +13,48 @@ pub(super) fn token_panel(cols: usize, tile: usize) -> usize {
     (PANEL_BYTES / cols / tile).max(1) * tile
 }
 
+/// Up to so many tokens, weights come from memory once for all, and tokens are taken by as many as stay in the first-level cache.
+pub(super) const FEW: usize = 16;
+/// Bytes of activations that stay there while rows pass by.
+const NEAR_BYTES: usize = 32 << 10;
+/// Rows whose weights wait in the second-level cache for the tokens that come next; whole tiles of three and of four.
+pub(super) const NEAR_ROWS: usize = 60;
+
+/// Tokens that a block of rows meets together.
+pub(super) fn near_tokens(cols: usize, tile: usize) -> usize {
+    (NEAR_BYTES / cols / tile).max(1) * tile
+}
+
 macro_rules! tiled_matmul {
     ($(#[$isa:meta])*) => {
         /// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`.
         $(#[$isa])*
         pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
-            let panel = token_panel(x.cols(), TOKENS);
-            for first in (0..x.len()).step_by(panel) {
-                let tokens = first..x.len().min(first + panel);
-                match x.len() {
-                    ..TILES_FROM => rows::<1, CHAINS>(codes, scale, x, tokens, out),
-                    _ => rows::<ROWS, 1>(codes, scale, x, tokens, out),
+            if x.len() < TILES_FROM {
+                return rows::<1, CHAINS>(codes, scale, x, 0..x.len(), 0, out);
+            }
+            if x.len() > super::tiles::FEW {
+                let panel = token_panel(x.cols(), TOKENS);
+                for first in (0..x.len()).step_by(panel) {
+                    let tokens = first..x.len().min(first + panel);
+                    rows::<ROWS, 1>(codes, scale, x, tokens, 0, out);
+                }
+                return;
+            }
+            let near = super::tiles::near_tokens(x.cols(), TOKENS);
+            let blocks = codes.chunks(super::tiles::NEAR_ROWS * x.cols() / 4);
+            for (codes, r) in blocks.zip((0..).step_by(super::tiles::NEAR_ROWS)) {
+                let mut first = 0;
+                while first < x.len() {
+                    let left = x.len() - first;
+                    let n = if left == near + 1 { near - 1 } else { left.min(near) };
+                    rows::<ROWS, 1>(codes, scale, x, first..first + n, r, out);
+                    first += n;
                 }
             }
         }
 
-        /// All rows, `R` at a time, with `tokens`.
+        /// All rows, `R` at a time, the first of them row `r`, with `tokens`.
         #[inline]
         $(#[$isa])*
         fn rows<const R: usize, const S: usize>(
@@ -36,11 +62,12 @@ macro_rules! tiled_matmul {
             scale: f32,
             x: &QuantRows,
             tokens: Range<usize>,
+            r: usize,
             out: &mut [&mut [f32]],
         ) {
             let row_bytes = x.cols() / 4;
+            let mut r = r;
             let mut groups = codes.chunks_exact(R * row_bytes);
-            let mut r = 0;
             for codes in &mut groups {
                 cells::<R, S>(codes, scale, x, tokens.clone(), r, out);
                 r += R;
@@ -97,9 +124,15 @@ macro_rules! tiled_matmul {
         ) {
             let blocks = x.cols() / BLOCK_COLS;
             let all: &[[u8; BLOCK_BYTES]] = &codes.as_chunks().0[..R * blocks];
-            let rows: [&[[u8; BLOCK_BYTES]]; R] = std::array::from_fn(|r| &all[r * blocks..][..blocks]);
-            let tokens: [QuantRow<'_>; T] = std::array::from_fn(|i| x.row(t + i));
-            let activations: [&[[i8; BLOCK_COLS]]; T] = tokens.map(|x| &x.values.as_chunks().0[..blocks]);
+            // By loops: closures handed to functions without these features are not inlined.
+            let mut rows: [&[[u8; BLOCK_BYTES]]; R] = [&[]; R];
+            for r in 0..R {
+                rows[r] = &all[r * blocks..][..blocks];
+            }
+            let mut activations: [&[[i8; BLOCK_COLS]]; T] = [&[]; T];
+            for i in 0..T {
+                activations[i] = &x.row(t + i).values.as_chunks().0[..blocks];
+            }
             let mut sums = [[[no_lanes(); R]; T]; S];
             let ahead = all.as_ptr().cast::<u8>().wrapping_add(super::PREFETCH_BYTES);
             for i in 0..blocks / S {
@@ -126,8 +159,11 @@ macro_rules! tiled_matmul {
                 }
             }
             let found = sum_tile(first);
-            for ((x, found), out) in tokens.iter().zip(found).zip(&mut out[t..t + T]) {
-                out[r..r + R].copy_from_slice(&found.map(|sum| finish(sum, x.sum, x.scale, scale)));
+            for i in 0..T {
+                let (x, out) = (x.row(t + i), &mut out[t + i][r..r + R]);
+                for (out, sum) in out.iter_mut().zip(found[i]) {
+                    *out = finish(sum, x.sum, x.scale, scale);
+                }
             }
         }
     };
