@@ -7,6 +7,8 @@
 # then called as llama-server.
 # Each time: healthy within 30 s, the health check inside the container and the scripts of earlier images answer, the log tells of the CPU
 # quota, it serves the model that was mounted, /completion answers, and SIGTERM ends it with exit code 0 within 5 s.
+# Then health states (healthy, and unhealthy while it drains), and a restart policy after SIGKILL. Without a container engine it says
+# "skipped: ..." and ends with 0.
 #
 # CONTAINER_ENGINE   docker (default) or podman; may hold options, e.g. "podman --runtime runc"
 # RUN_ARGS           more arguments of `run`, e.g. "--network host -e HOST=127.0.0.1"
@@ -37,6 +39,11 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 main() {
+    # shellcheck disable=SC2086 # may hold options
+    command -v ${engine%% *} >/dev/null || {
+        echo "skipped: no ${engine%% *} here"
+        exit 0
+    }
     mkdir "$work/models"
     cp "${MODEL:-$here/../engine/model/tests/data/hf_bitnet.gguf}" "$work/models/test.gguf"
     chmod -R a+rX "$work/models"
@@ -46,6 +53,8 @@ main() {
     check "called as llama-server" -v "$work/models:/app/models:ro" --entrypoint llama-server \
         -- -m /app/models/test.gguf --host "${HOST:-0.0.0.0}" --port "$port" -c 256
     check_refusal
+    check_health_states
+    check_restart
     check_size
     echo "ok: $image"
 }
@@ -78,6 +87,46 @@ check_scripts() {
     $engine exec "$name" /app/scripts/benchmark.sh --help >/dev/null || fail "$title: benchmark.sh"
     $engine exec "$name" /app/scripts/setup_model.sh --help >/dev/null || fail "$title: setup_model.sh"
     $engine exec "$name" /app/scripts/start.sh --version >/dev/null || fail "$title: start.sh"
+}
+
+check_health_states() {
+    title="health states"
+    start --health-interval 1s --health-retries 2 --health-start-period 1s
+    wait_healthy
+    wait_state healthy
+    curl -sS -X POST --max-time 5 "$url/drain" >/dev/null
+    wait_state unhealthy
+    $engine rm -f "$name" >/dev/null
+    echo "passed: $title: healthy, and unhealthy while it drains"
+}
+
+# Podman without systemd has no timer of its own: the check is run by hand.
+wait_state() {
+    for _ in $(seq 60); do
+        case $engine in podman*) $engine healthcheck run "$name" >/dev/null 2>&1 || true ;; esac
+        [ "$($engine inspect -f '{{.State.Health.Status}}' "$name")" = "$1" ] && return
+        sleep 0.5
+    done
+    fail "$title: not $1 after 30 s"
+}
+
+check_restart() {
+    title="restart policy"
+    start --restart unless-stopped
+    wait_healthy
+    pid=$($engine inspect -f '{{.State.Pid}}' "$name")
+    if ! kill -9 "$pid" 2>/dev/null; then
+        echo "skipped: $title: process $pid of the container can't be killed from here"
+    else
+        for _ in $(seq 100); do
+            [ "$($engine inspect -f '{{.RestartCount}}' "$name")" = 0 ] || break
+            sleep 0.2
+        done
+        wait_healthy
+        [ "$($engine inspect -f '{{.RestartCount}}' "$name")" -ge 1 ] || fail "$title: not started again after SIGKILL"
+        echo "passed: $title: serves again after SIGKILL"
+    fi
+    $engine rm -f "$name" >/dev/null
 }
 
 check_size() {
