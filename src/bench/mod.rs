@@ -366,7 +366,7 @@ impl<'a> Bench<'a> {
         result: &mut Cell,
         hash: &mut TokenHash,
     ) -> anyhow::Result<()> {
-        for (name, only) in [("one token", Some(13)), ("free text", None)] {
+        for (name, only) in [("repeat", Some(13)), ("free", None)] {
             let mut tokens = Vec::new();
             for spec in [false, true] {
                 let task = Task {
@@ -377,7 +377,7 @@ impl<'a> Bench<'a> {
                 let run = session.run(&[task], self.meter.as_mut())?;
                 let cost = self.per_token(&run.answers, run.n_answer_tokens);
                 let how = if spec { "guessed" } else { "plain" };
-                result.add(&format!("{name}, {how}"), run.decode_tok_s(), cost);
+                result.add(&format!("{name} {how}"), run.decode_tok_s(), cost);
                 self.done(&run, hash);
                 tokens.extend(run.outcomes.into_iter().map(|outcome| outcome.tokens));
             }
