@@ -5,6 +5,7 @@
 #
 #     docker build -t bitnet-launch --build-arg COMMIT="$(git rev-parse --short=8 HEAD)" .
 #     docker build -t bitnet-launch:arm64 --platform linux/arm64 .
+#     buildah build --format docker -t bitnet-launch .        (podman, too: its own format has no HEALTHCHECK)
 #     docker run --rm -p 8081:8081 -v ./models:/app/models:ro bitnet-launch
 
 ARG RUST_IMAGE=rust:1-bookworm
