@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bitnet_model::facts::ModelFacts;
 use bitnet_model::gguf::Gguf;
-use bitnet_model::protocol::{Finish, Overrides, SlotAction, SlotFault, SlotReport};
+use bitnet_model::protocol::{Draft, Finish, Overrides, SlotAction, SlotFault, SlotReport};
 use bitnet_model::synth::{self, Shape};
 use bitnet_model::tokenizer::Tokenizer;
 use bitnet_server::backend::{
@@ -80,6 +80,7 @@ impl Backend for Parrot {
             token,
             probs: None,
             at: Instant::now(),
+            draft: Draft::default(),
             cpu_ms: None,
         };
         let prefill = JobEvent::Prefill {
@@ -133,6 +134,7 @@ fn card(folder: &std::path::Path) -> ModelCard {
         slots: SLOTS,
         slot_context: SLOT_CONTEXT,
         prefill_batch: 64,
+        speculative: false,
         kernel: "i2_s/scalar".into(),
         threads: 1,
         tenure: Arc::new(Tenure::new(0, || {})),
