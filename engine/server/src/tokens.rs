@@ -56,11 +56,10 @@ fn tokens_of(body: &Map<String, Value>, model: &Model) -> Result<Value, ApiError
     schema::check(body, requests::TOKENIZE)?;
     let fields = Fields(body);
     let asked = fields.get(&["content", "prompt"]);
-    let add_special = match (fields.bool("add_special")?, asked) {
-        (Some(add), _) => add,
-        (None, Some(("prompt", _))) => fields.bool("add_special_tokens")?.unwrap_or(true),
-        (None, _) => false,
-    };
+    let said = fields.bool("add_special")?;
+    let add_special = said
+        .or(fields.bool("add_special_tokens")?)
+        .unwrap_or(matches!(asked, Some(("prompt", _))));
     let parse_special = fields.bool("parse_special")?.unwrap_or(true);
     let with_pieces = fields.bool("with_pieces")?.unwrap_or(false);
     let tokens = match asked {

@@ -162,12 +162,11 @@ impl Scene {
         }
     }
 
-    /// Each forward pass yields one token per sequence that decodes in it.
+    /// Each forward pass yields one token per sequence that decodes in it, and one more for each right guess.
     fn busy_per_step(&self) -> f64 {
-        ratio(
-            self.totals.all.predicted as f64,
-            self.counters.decode_steps as f64,
-        )
+        let guessed = self.totals.drafts.accepted.iter().sum();
+        let advanced = self.totals.predicted_seen.saturating_sub(guessed);
+        ratio(advanced as f64, self.counters.decode_steps as f64)
     }
 
     fn own(&self, out: &mut String) {

@@ -275,7 +275,8 @@ impl Play {
             if !self.pause(*per_token) {
                 return;
             }
-            self.steps.fetch_add(1, Ordering::SeqCst);
+            let is_step = place % per_step == 0;
+            self.steps.fetch_add(u64::from(is_step), Ordering::SeqCst);
             let probs = (self.job.sampling.n_probs > 0).then(|| TokenProbs {
                 logprob: -0.5,
                 top: (0..self.job.sampling.n_probs)

@@ -194,6 +194,8 @@ fn guesses_are_counted() {
             "{line} in {text}"
         );
     }
+    // Guesses that were right make no slot a second one.
+    assert!(text.contains("n_busy_slots_per_decode 1\n"), "{text}");
 }
 
 #[test]
@@ -587,6 +589,18 @@ fn tokens_and_back() {
     // vLLM's words, as lm-eval's remote tokenizer says them.
     let plain = json!({ "prompt": text, "add_special_tokens": false });
     assert_eq!(server.post("/tokenize", plain).json()["tokens"], tokens);
+    let with_bos = server
+        .post("/tokenize", json!({ "content": text, "add_special": true }))
+        .json()["tokens"]
+        .clone();
+    assert_ne!(with_bos, tokens);
+    for body in [
+        json!({ "prompt": text }),
+        json!({ "content": text, "add_special_tokens": true }),
+    ] {
+        let found = server.post("/tokenize", body.clone()).json();
+        assert_eq!(found["tokens"], with_bos, "{body}");
+    }
     let info = server.get("/tokenizer_info").json();
     let eos = info["eos_token"].as_str().expect("a text");
     let special = server.post("/tokenize", json!({ "content": eos })).json();
