@@ -229,7 +229,7 @@ impl ScreenedHead {
     }
 
     /// For each query a lower bound of the logit of each row of `rows`, which [`width`](Self::width) turns into the upper
-    /// bound. One walk over the planes for all.
+    /// bound. One walk over the planes for all; more than four do not compile.
     ///
     /// # Panics
     /// When an `out[n]` is not `[rows]` or `rows` is out of range.

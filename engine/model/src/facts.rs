@@ -1000,7 +1000,8 @@ impl Keys<'_> {
         for suffix in ["rope.scaling.factor", "rope.scale_linear"] {
             match self.gguf.f32(&self.key(suffix))? {
                 None | Some(0.0) => {}
-                Some(factor) if factor.is_finite() && factor > 0.0 => return Ok(1.0 / factor),
+                // The reciprocal of the smallest numbers is infinite.
+                Some(factor) if factor.is_normal() && factor > 0.0 => return Ok(1.0 / factor),
                 Some(factor) => return Err(self.wrong(suffix, factor, "a number above 0")),
             }
         }
@@ -1333,6 +1334,8 @@ mod tests {
         assert_eq!(scale(model("llama")), 1.0);
         assert_eq!(scale(linear()), 0.25);
         assert_eq!(scale(linear().string("rope.scaling.type", "none")), 1.0);
+        let tiny = model("llama").float("rope.scaling.factor", 1e-40);
+        assert!(tiny.read().is_err());
         let own = linear().overridden(|o| o.rope_freq_scale = Some(0.5));
         assert_eq!(scale(own), 0.5);
         let yarn = model("llama").string("rope.scaling.type", "yarn");

@@ -125,7 +125,7 @@ pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32])
     plane_sums_of(plane, [[high, low]], [out]);
 }
 
-/// The same of `N` queries, high and low parts, with one walk over `plane`.
+/// The same of `N` queries, at most four, high and low parts, with one walk over `plane`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) fn plane_sums_of<const N: usize>(
     plane: &[u8],
@@ -134,6 +134,7 @@ pub(super) fn plane_sums_of<const N: usize>(
 ) {
     /// Rows of a tile: sixteen sums of two queries, four of nibbles.
     const ROWS: usize = 4;
+    const { assert!(ROWS * N <= 16, "one register takes the sums of a tile") };
     let blocks = queries[0][0].len() / PLANE_COLS;
     let queries = queries.map(|query| query.map(|part| &part.as_chunks().0[..blocks]));
     let rows: &[[u8; PLANE_BYTES]] = plane.as_chunks().0;

@@ -24,6 +24,7 @@ type Lanes = int32x4_t;
 tiled_matmul!(#[target_feature(enable = "neon")]);
 
 /// A narrow sum holds sixteen products, each up to 3 · 128: 6,144.
+///
 /// # Safety
 /// `i` is below the length of all `rows` and all `x`.
 #[inline]
