@@ -5,8 +5,8 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use bitnet_kernels::probe::read_all;
-use nix::sched::{CpuSet as Mask, sched_setaffinity};
-use nix::unistd::Pid;
+
+use crate::host::CpuSet;
 
 /// More than any cache holds.
 const BUFFER_BYTES: usize = 512 << 20;
@@ -43,7 +43,8 @@ impl Bandwidth {
                     let barrier = &barrier;
                     scope.spawn(move || {
                         if pin {
-                            pin_this_thread(*cpu);
+                            // Where the system refuses, the thread runs where it is.
+                            let _ = CpuSet::from_iter([*cpu]).bind_this_thread();
                         }
                         barrier.wait();
                         black_box(read_all(part));
@@ -58,14 +59,6 @@ impl Bandwidth {
             began.elapsed().as_secs_f64()
         });
         self.bytes.len() as f64 / seconds / 1e9
-    }
-}
-
-/// Where the system refuses, the thread runs where it is.
-fn pin_this_thread(cpu: usize) {
-    let mut mask = Mask::new();
-    if mask.set(cpu).is_ok() {
-        let _ = sched_setaffinity(Pid::from_raw(0), &mask);
     }
 }
 

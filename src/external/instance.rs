@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bitnet_server::proxy::Upstream;
+use nix::sys::signal::Signal;
 
 use super::process::{self, Launch};
 use crate::file_stamp::FileStamp;
@@ -78,8 +79,11 @@ pub(super) struct End {
 }
 
 impl Instance {
+    /// To be called when the process has ended.
     pub(super) fn into_end(mut self) -> End {
         self.ended.store(true, Ordering::Relaxed);
+        // A wrapper leaves the server behind that it started.
+        self.process.signal_group(Signal::SIGKILL);
         let exit = self.process.reap();
         let model = self.order.model.as_ref();
         End {

@@ -11,10 +11,9 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
 use bitnet_server::proxy::Address;
-use nix::sched::{CpuSet as Mask, sched_setaffinity};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::getppid;
 
 use super::confine::Rights;
 use crate::cli::EngineExecArgs;
@@ -99,6 +98,7 @@ impl Launch {
         exited: impl FnOnce() + Send + 'static,
     ) -> io::Result<Watched> {
         let (output, input) = io::pipe()?;
+        let log = LogTail::follow(output, repeat)?;
         let mut command = Command::new(own_binary()?);
         self.equip(&mut command);
         if let Some(key) = key {
@@ -130,7 +130,7 @@ impl Launch {
             .spawn()?;
         // The pipe ends with the engine, not with us.
         drop(command);
-        Watched::new(child, Some(LogTail::follow(output, repeat)?), exited)
+        Watched::new(child, Some(log), exited)
     }
 }
 
@@ -178,11 +178,9 @@ pub(crate) fn engine_exec(args: &EngineExecArgs) -> anyhow::Result<ExitCode> {
         .context(format!("cannot execute `{}`", Path::new(program).display())))
 }
 
-/// Children and threads inherit it. What the system refuses is left out.
+/// What the system refuses is left out.
 fn bind_to(cpus: &CpuSet) {
-    let mut mask = Mask::new();
-    let all = cpus.iter().all(|cpu| mask.set(cpu).is_ok());
-    if !all || sched_setaffinity(Pid::from_raw(0), &mask).is_err() {
+    if cpus.bind_this_thread().is_err() {
         eprintln!("cannot bind the engine to CPUs {cpus}; it runs where the system puts it");
     }
 }

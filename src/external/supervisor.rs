@@ -314,7 +314,9 @@ impl Keeper {
             Ok(instance) => self.current = Some(instance),
             Err(error) => {
                 let how = Failure::new(format!("cannot start the engine: {error}"));
-                self.ended(how, false);
+                if !self.falls_back(&how) {
+                    self.ended(how, false);
+                }
             }
         }
     }
@@ -678,6 +680,10 @@ impl Keeper {
                 if let Some(Change::Emptying(order, _)) = self.change.take() {
                     let before = std::mem::replace(&mut self.order, *order);
                     self.change = Some(Change::Proving(Box::new(before)));
+                    // After its last crash nobody else starts one.
+                    if matches!(self.state.phase, Phase::Failed(_)) {
+                        self.begin();
+                    }
                 }
             }
             Some(Change::Emptying(order, until)) if is_idle || now >= *until => {

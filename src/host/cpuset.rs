@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use nix::sched::{CpuSet as Mask, sched_setaffinity};
+use nix::unistd::Pid;
+
 /// Highest CPU number a list may name: guards against `0-4000000000`.
 const MAX_CPU: usize = 65_535;
 
@@ -40,6 +43,18 @@ impl CpuSet {
     /// Those of this set that are not in the other.
     pub(crate) fn difference(&self, other: &CpuSet) -> CpuSet {
         CpuSet(&self.0 - &other.0)
+    }
+
+    /// Runs the calling thread on these CPUs only; threads and children that it starts from now on inherit it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(crate) fn bind_this_thread(&self) -> nix::Result<()> {
+        let mut mask = Mask::new();
+        for cpu in self.iter() {
+            mask.set(cpu)?;
+        }
+        sched_setaffinity(Pid::from_raw(0), &mask)
     }
 }
 

@@ -115,12 +115,14 @@ pub(crate) fn await_end(pid: Pid) {
     while let Err(nix::errno::Errno::EINTR) = waitid(Id::Pid(pid), flags) {}
 }
 
-/// A child whose end is told, and explained: for engines of any kind. Killed when dropped.
+/// A child whose end is told, and explained: for engines of any kind. Killed with its group when dropped.
 pub(crate) struct Watched {
     child: Child,
     log: Option<LogTail>,
     /// The control group's count when it was started.
     oom_kills: Option<u64>,
+    /// Its id may be a stranger's by now.
+    is_reaped: bool,
 }
 
 impl Watched {
@@ -137,6 +139,7 @@ impl Watched {
             child,
             log,
             oom_kills: oom_kills(&Root::live()),
+            is_reaped: false,
         };
         let pid = Pid::from_raw(watched.pid() as i32);
         thread::Builder::new()
@@ -171,6 +174,7 @@ impl Watched {
 
     /// How it ended; waits for that.
     pub(crate) fn reap(&mut self) -> Exit {
+        self.is_reaped = true;
         let kind = match self.child.wait() {
             Ok(status) => exit_kind(status),
             Err(error) => {
@@ -190,7 +194,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
+        if !self.is_reaped {
             self.signal_group(Signal::SIGKILL);
             let _ = self.child.wait();
         }

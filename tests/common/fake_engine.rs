@@ -8,6 +8,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -247,6 +248,14 @@ impl Engine {
                 loop {
                     std::hint::spin_loop();
                 }
+            }
+            "helper" => {
+                let script = "sleep 600 >/dev/null 2>&1 & echo $!";
+                let output = Command::new("sh").args(["-c", script]).output()?;
+                let pid = String::from_utf8_lossy(&output.stdout)
+                    .trim()
+                    .parse::<u32>();
+                return json_answer(out, 200, &json!({"content": "", "pid": pid.unwrap_or(0)}));
             }
             "refuse" => {
                 return json_answer(

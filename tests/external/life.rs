@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -220,6 +221,19 @@ fn ends_by_signals_come_with_advice() {
         server.wait_for_log(|line| line.contains(advice).then_some(()));
         assert_eq!(pid_of(&server), server.engine().as_raw());
     }
+}
+
+#[test]
+fn what_an_engine_started_ends_with_it() {
+    let fake = Fake::new();
+    let server = ready(&fake, &[]);
+    let reply = server
+        .post("/completion", &json!({"prompt": "helper"}))
+        .json();
+    let helper = Pid::from_raw(reply["pid"].as_i64().unwrap() as i32);
+    assert!(is_alive(helper));
+    kill(server.engine(), Signal::SIGKILL).unwrap();
+    wait_for("its end", || (!is_alive(helper)).then_some(()));
 }
 
 #[test]
