@@ -11,10 +11,9 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sched::{CpuSet as Mask, sched_setaffinity};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::getppid;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep_until};
 
@@ -22,6 +21,7 @@ use crate::cli::{NodeArgs, ServeArgs};
 use crate::host::{CpuSet, Host};
 use crate::serve::{self, Signals, Told};
 use crate::settings::{Dialect, Settings, Sources, environment};
+use crate::supervise::child::reap_orphans;
 use crate::supervise::state::Failure;
 use crate::{startup, systemd};
 use replica::{Event, Replica};
@@ -62,7 +62,9 @@ pub(crate) fn lines(settings: &Settings) -> anyhow::Result<Vec<String>> {
     let mut lines = Vec::new();
     for share in shares(&host, settings)? {
         let mut near = host.clone();
-        near.affinity = Some(share.cpus.clone());
+        if share.node.is_some() {
+            near.affinity = Some(share.cpus.clone());
+        }
         let settings = share.planned_with(settings);
         lines.push(share.to_string());
         let prepared = startup::prepare_on(near, &settings)?;
@@ -90,17 +92,9 @@ pub(crate) fn serve_node(
         "the process that started this server is gone"
     );
     let cpus: CpuSet = args.node_cpus.parse()?;
-    bind_to(&cpus).with_context(|| format!("cannot run on CPUs {cpus}"))?;
+    cpus.bind_this_thread()
+        .with_context(|| format!("cannot run on CPUs {cpus}"))?;
     serve(args.serve)
-}
-
-/// Threads and children inherit it.
-fn bind_to(cpus: &CpuSet) -> nix::Result<()> {
-    let mut mask = Mask::new();
-    for cpu in cpus.iter() {
-        mask.set(cpu)?;
-    }
-    sched_setaffinity(Pid::from_raw(0), &mask)
 }
 
 fn refuse_inherited_sockets() -> Result<(), Failure> {
@@ -167,7 +161,7 @@ impl Nodes {
             tokio::select! {
                 told = self.signals.next() => match told {
                     Told::End(number) => self.end(number),
-                    Told::Reload => self.signal(Signal::SIGHUP),
+                    Told::Reload => self.replicas.iter_mut().for_each(Replica::reload),
                 },
                 Some(event) = self.events.recv() => self.happened(event),
                 () = until(next.map(|(at, _)| at)) => if let Some((_, n)) = next {
@@ -207,18 +201,18 @@ impl Nodes {
             .min()
     }
 
-    /// The first signal to end is passed on as SIGTERM, further ones as they are.
+    /// SIGTERM to all, each time: a server that is told twice ends at once.
     fn end(&mut self, number: u8) {
         if self.ends.is_empty() {
             systemd::stopping();
         }
         self.ends.push(number);
-        self.signal(Signal::SIGTERM);
+        self.terminate();
     }
 
-    fn signal(&self, signal: Signal) {
+    fn terminate(&self) {
         for replica in &self.replicas {
-            replica.signal(signal);
+            replica.signal(Signal::SIGTERM);
         }
     }
 
@@ -251,8 +245,10 @@ impl Nodes {
                         "the server of node {node} ended before it served ({status}); so do all"
                     );
                     self.failed = Some(code_of(status));
-                    self.signal(Signal::SIGTERM);
+                    self.terminate();
                 }
+                let pids: Vec<u32> = self.replicas.iter().filter_map(Replica::pid).collect();
+                reap_orphans(&pids);
             }
         }
     }

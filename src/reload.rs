@@ -226,6 +226,8 @@ pub(crate) fn told(error: &anyhow::Error) -> String {
 /// A line for each setting that is another one now, and was needed at the start.
 pub(crate) fn fixed(first: &Settings, now: &Settings) -> Vec<String> {
     let (a, b) = (first, now);
+    // Another engine is replaced for these.
+    let is_built_in = !first.external.is_wanted();
     let changes = [
         ("host", a.hosts.value != b.hosts.value),
         ("port", a.port.value != b.port.value),
@@ -252,7 +254,9 @@ pub(crate) fn fixed(first: &Settings, now: &Settings) -> Vec<String> {
             "full-speed",
             a.full_speed_tok_s.value != b.full_speed_tok_s.value,
         ),
-        ("sandbox", a.sandbox.value != b.sandbox.value),
+        ("sandbox", is_built_in && a.sandbox.value != b.sandbox.value),
+        ("prio", is_built_in && a.nice.value != b.nice.value),
+        ("per-node", a.per_node.value != b.per_node.value),
         ("reuse-port", a.reuse_port.value != b.reuse_port.value),
         ("ssl-cert-file and ssl-key-file", a.tls != b.tls),
         ("max-body", a.max_body_bytes.value != b.max_body_bytes.value),
@@ -300,5 +304,11 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("`port`") && found[1].contains("`api-key`"));
         assert!(found.iter().all(|line| !line.contains("9000")));
+        let engine = |prio| settings(&[("engine", "/bin/true"), ("prio", prio)], &[]);
+        assert!(fixed(&engine("0"), &engine("-1")).is_empty());
+        assert_eq!(
+            fixed(&first, &settings(&[("port", "8081"), ("prio", "-1")], &[])).len(),
+            1
+        );
     }
 }

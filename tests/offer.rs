@@ -114,7 +114,7 @@ fn a_refused_offer_is_the_error_that_names_the_command() {
 }
 
 #[test]
-fn ctrl_c_while_an_accepted_offer_comes_keeps_what_came() {
+fn ctrl_c_while_an_accepted_offer_comes_ends_the_program() {
     let (hub, home) = (hub(), tempfile::tempdir().unwrap());
     hub.rule(|request| match request.is_bytes() {
         true => Fault::Slow(Duration::from_millis(100)),

@@ -135,6 +135,14 @@ fn each_node_has_a_server_and_a_dead_one_comes_back() {
     assert_eq!(answers[0], answers[1]);
     server.wait_for_log(|line| line.contains(" of 1900 MB available").then_some(()));
 
+    server.signal(Signal::SIGHUP);
+    for node in 0..2 {
+        let said = format!("node {node} | ");
+        server.wait_for_log(|line| {
+            (line.starts_with(&said) && line.contains("reload: nothing has changed")).then_some(())
+        });
+    }
+
     let dead = servers(&server, 0)[0];
     kill(dead, Signal::SIGKILL).unwrap();
     server.port = port + 1;

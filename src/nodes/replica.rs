@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -98,6 +98,10 @@ pub(super) struct Replica {
     child: Option<Child>,
     started: Instant,
     was_ready: bool,
+    /// Its process has said so.
+    serves: bool,
+    /// It is to read its settings anew once it serves.
+    owes_reload: bool,
     pause: Duration,
     start_at: Option<Instant>,
 }
@@ -124,6 +128,8 @@ impl Replica {
             child: None,
             started: Instant::now(),
             was_ready: false,
+            serves: false,
+            owes_reload: false,
             pause: *PAUSE.start(),
             start_at: None,
         }
@@ -160,12 +166,29 @@ impl Replica {
             // Ctrl-C in the terminal is for us, who pass it on.
             .process_group(0)
             .spawn()?;
-        let (n, node, log) = (self.n, self.node(), self.log.clone());
         let lines = child.stderr.take();
-        let (pid, told) = (Pid::from_raw(child.id() as i32), told.clone());
-        tracing::info!("the server of node {node} is process {pid}");
-        self.child = Some(child);
+        let pid = Pid::from_raw(child.id() as i32);
+        tracing::info!("the server of node {} is process {pid}", self.node());
         self.started = Instant::now();
+        self.serves = false;
+        let watched = self.watch(pid, lines, told.clone());
+        if watched.is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        watched?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Passes its lines on, and tells when it has ended.
+    fn watch(
+        &self,
+        pid: Pid,
+        lines: Option<ChildStderr>,
+        told: UnboundedSender<Event>,
+    ) -> io::Result<()> {
+        let (n, node, log) = (self.n, self.node(), self.log.clone());
         let relay = thread::Builder::new()
             .name("node-log".into())
             .spawn(move || {
@@ -210,8 +233,21 @@ impl Replica {
         Ok(name)
     }
 
+    /// It serves, for the first time or after a reload.
     pub(super) fn is_ready(&mut self) {
         self.was_ready = true;
+        self.serves = true;
+        if std::mem::take(&mut self.owes_reload) {
+            self.signal(Signal::SIGHUP);
+        }
+    }
+
+    /// It reads its settings anew: before it serves, SIGHUP could still end it.
+    pub(super) fn reload(&mut self) {
+        match self.serves {
+            true => self.signal(Signal::SIGHUP),
+            false => self.owes_reload = true,
+        }
     }
 
     /// Whether it ever served.
@@ -221,6 +257,11 @@ impl Replica {
 
     pub(super) fn is_running(&self) -> bool {
         self.child.is_some()
+    }
+
+    /// Of its process, while that is ours.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// Nothing happens to one that has ended.

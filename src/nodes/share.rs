@@ -97,6 +97,12 @@ fn by_flag<T>(value: T, flag: &str) -> Setting<T> {
 /// # Errors
 /// When the settings don't allow several servers, or name CPUs that none of the nodes has.
 pub(super) fn shares(host: &Host, settings: &Settings) -> Result<Vec<Share>, Failure> {
+    if settings.external.exec.value {
+        return Err(Failure {
+            reason: "`--exec` becomes one engine, `--per-node` starts several servers".to_owned(),
+            hint: Some("leave one of them out".to_owned()),
+        });
+    }
     let nodes = usable(host, settings);
     if nodes.len() < 2 {
         return Ok(vec![Share {
@@ -177,12 +183,6 @@ fn ports(settings: &Settings, count: usize) -> Result<Vec<(u16, Option<u16>)>, F
         return Err(Failure {
             reason: format!("`--per-node` can't share the socket `{path}` among {count} servers"),
             hint: Some("listen on an address: `--host 127.0.0.1`".to_owned()),
-        });
-    }
-    if settings.external.exec.value {
-        return Err(Failure {
-            reason: "`--exec` becomes one engine, `--per-node` starts several servers".to_owned(),
-            hint: Some("leave one of them out".to_owned()),
         });
     }
     let (first, shared) = (settings.port.value, settings.reuse_port.value);
@@ -313,6 +313,8 @@ mod tests {
         }
         let near = told(&host("two-sockets-2x16"), &[("cpu-affinity", "0-3")]);
         assert_eq!(near, ["all CPUs allowed are of one NUMA node"]);
+        let exec = settings(&[("exec", "on"), ("engine", "/bin/true")], &[]);
+        assert!(shares(&host("desktop-8c16t"), &exec).is_err());
     }
 
     #[test]
