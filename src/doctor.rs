@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::cli::DoctorArgs;
 use crate::external;
 use crate::host::{CpuSet, Host, Root};
-use crate::plan::{Choice, Plan, Warning, head_name, mb, weights_name};
+use crate::plan::{Choice, Plan, Warning, mb, weights_name};
 use crate::sandbox::{self, Confined};
 use crate::settings::{Dialect, Environment, Settings, environment};
 use crate::startup::{self, Prepared};
@@ -472,7 +472,7 @@ fn plan_rows(plan: &Plan) -> Vec<Row> {
         ),
         (
             "output head",
-            because(&plan.head, |head| head_name(*head).to_owned()),
+            because(&plan.head, |head| head.name().to_owned()),
         ),
         (
             "weights",
@@ -568,7 +568,7 @@ fn plan_json(plan: &Plan) -> Value {
         "slot_context": choice(&plan.slot_context, json!(plan.slot_context.value)),
         "prefill_batch": choice(&plan.prefill_batch, json!(plan.prefill_batch.value)),
         "kv_type": choice(&plan.kv_type, json!(plan.kv_type.value.name())),
-        "head": choice(&plan.head, json!(head_name(plan.head.value))),
+        "head": choice(&plan.head, json!(plan.head.value.name())),
         "weights": choice(&plan.weights, json!(weights_name(plan.weights.value))),
         "mlock": choice(&plan.mlock, json!(plan.mlock.value)),
         "memory": {

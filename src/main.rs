@@ -91,6 +91,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
                         plan::PlanError::Kernel { .. }
                             | plan::PlanError::Cpus { .. }
                             | plan::PlanError::Context { .. }
+                            | plan::PlanError::Head { .. }
                     )
                 ) || matches!(
                     cause.downcast_ref(),

@@ -16,6 +16,7 @@ use bitnet_kernels::Kernel;
 use bitnet_model::facts::ModelFacts;
 use bitnet_model::gguf::TensorType;
 use bitnet_model::protocol::{EngineConfig, HeadMode, KvType, WeightsHome};
+use bitnet_model::quantised::{self, HeadError};
 use bitnet_model::{relocate, screening};
 
 use crate::host::{CpuSet, Host};
@@ -127,6 +128,14 @@ pub(crate) enum PlanError {
         /// Who asked for the context.
         source_: Source,
     },
+    /// The output head can't be quantised as asked.
+    #[error("{why} ({source_})")]
+    Head {
+        /// What is in the way.
+        why: HeadError,
+        /// Who asked.
+        source_: Source,
+    },
     /// It doesn't fit.
     #[error("the model does not fit: {}", does_not_fit(memory))]
     Memory {
@@ -148,6 +157,7 @@ impl PlanError {
             PlanError::Context { .. } => {
                 Some("raise `--ctx-size` or lower `--parallel`".to_owned())
             }
+            PlanError::Head { why, .. } => Some(why.hint()),
             PlanError::Memory { todo, .. } => Some(todo.clone()),
         }
     }
@@ -167,7 +177,7 @@ pub(crate) fn plan(
     let pin = choose_pin(host, settings);
     let prefill_batch = choose_batch(settings);
     let mut kv_type = choose_kv_type(settings);
-    let mut head = choose_head(facts, settings, &mut warnings);
+    let mut head = choose_head(facts, settings, &mut warnings)?;
     let mut sizes = Sizes {
         facts,
         packing: kernel.value.packing(),
@@ -286,17 +296,25 @@ fn choose_kernel(host: &Host, settings: &Settings) -> Result<Choice<Kernel>, Pla
 /// Weights from which on the head is worth copying.
 const LARGE_HEAD_WEIGHTS: usize = 16_000_000;
 
-/// Screened when it is large and not quantised. What comes out is the same by any mode.
+/// Screened when it is large and not quantised, which changes nothing that comes out; quantised only when somebody asks for it.
 fn choose_head(
     facts: &ModelFacts,
     settings: &Settings,
     warnings: &mut Vec<Warning>,
-) -> Choice<HeadMode> {
+) -> Result<Choice<HeadMode>, PlanError> {
     let ty = facts.head_type;
     let is_float = matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16);
     let can_screen = is_float && screening::fits(facts.n_embd);
     let source = &settings.head.source;
-    match settings.head.value {
+    let refused = |why| PlanError::Head {
+        why,
+        source_: source.clone(),
+    };
+    let asked = settings.head.value;
+    let target = asked.map(|mode| quantised::target(facts, mode));
+    let target = target.transpose().map_err(refused)?.flatten();
+    Ok(match asked {
+        Some(mode) if target.is_some() => Choice::new(mode, Reason::OtherHead(source.clone())),
         Some(mode) if can_screen || mode == HeadMode::Full => {
             Choice::new(mode, Reason::asked(source))
         }
@@ -315,7 +333,7 @@ fn choose_head(
             let mb = mb(facts.head_bytes);
             Choice::new(HeadMode::Exact, Reason::LargeHead { mb })
         }
-    }
+    })
 }
 
 /// Moved into huge pages where that makes decoding faster and nobody prefers the smallest footprint.
@@ -507,7 +525,7 @@ impl Plan {
             ),
             format!(
                 "Output head: {} ({})",
-                head_name(self.head.value),
+                self.head.value.name(),
                 self.head.because
             ),
             format!(
@@ -517,15 +535,6 @@ impl Plan {
             ),
             format!("Memory: {}", self.memory),
         ]
-    }
-}
-
-/// Its name as a setting.
-pub(crate) fn head_name(head: HeadMode) -> &'static str {
-    match head {
-        HeadMode::Full => "full",
-        HeadMode::Exact => "exact",
-        HeadMode::Proven => "proven",
     }
 }
 

@@ -9,7 +9,7 @@ use bitnet_server::status::{Advice, Decision, Fact, Part, Process, Report, Statu
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::host::{CpuSet, Host, Limits, Meter, Root, Throttle};
-use crate::plan::{Choice, MemoryPlan, Plan, head_name};
+use crate::plan::{Choice, MemoryPlan, Plan};
 
 /// Watches the program itself.
 pub(crate) struct Watch {
@@ -159,9 +159,7 @@ fn decisions(plan: &Plan) -> Vec<Decision> {
         decision("context per slot", &plan.slot_context, tokens),
         decision("prompt step", &plan.prefill_batch, tokens),
         decision("key/value cache", &plan.kv_type, |kv| kv_name(*kv)),
-        decision("output head", &plan.head, |head| {
-            head_name(*head).to_owned()
-        }),
+        decision("output head", &plan.head, |head| head.name().to_owned()),
         decision("locked in memory", &plan.mlock, |lock| yes_no(*lock)),
     ]
 }

@@ -7,7 +7,7 @@ use bitnet_kernels::Packing;
 use bitnet_model::facts::ModelFacts;
 use bitnet_model::gguf::TensorType;
 use bitnet_model::protocol::{HeadMode, KvType};
-use bitnet_model::screening;
+use bitnet_model::{quantised, screening};
 
 use super::{Choice, PlanError, Reason, Warning};
 use crate::host::Host;
@@ -33,7 +33,7 @@ const MB: u64 = 1 << 20;
 pub(crate) struct MemoryPlan {
     /// All weights.
     pub weights_bytes: u64,
-    /// Copies of the output head, to screen it.
+    /// Copies of the output head: to screen it, or one that takes its place.
     pub head_copies_bytes: u64,
     /// Key/value cache of all slots, full.
     pub kv_bytes: u64,
@@ -200,11 +200,13 @@ pub(crate) fn program_bytes(n_vocab: u64) -> u64 {
     PROGRAM_BYTES + n_vocab * VOCABULARY_ENTRY_BYTES
 }
 
-/// Bytes of the copies that screen the output head.
+/// Bytes of the copies that screen the output head, or of the one that takes its place. The file's own head is counted all the same: its pages
+/// are given back, but rows of a tied one come in again.
 pub(super) fn head_copies_bytes(facts: &ModelFacts, head: HeadMode) -> u64 {
     match head {
         HeadMode::Full => 0,
         HeadMode::Exact | HeadMode::Proven => screening::bytes(facts.n_vocab, facts.n_embd),
+        HeadMode::Q8_0 | HeadMode::Q6_K => quantised::bytes(facts, head),
     }
 }
 

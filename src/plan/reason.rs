@@ -104,6 +104,8 @@ pub(crate) enum Reason {
         /// How it is stored.
         ty: TensorType,
     },
+    /// The user said so, and gets what the file's own head might not give.
+    OtherHead(Source),
     /// Copies of the head would not fit into memory beside everything else.
     NoRoomForCopies {
         /// They would take.
@@ -155,7 +157,10 @@ impl Reason {
 
     /// The user asked for the value, or for one near it.
     pub(crate) fn is_asked(&self) -> bool {
-        matches!(self, Reason::AskedFor(_) | Reason::AllAllowed { .. })
+        matches!(
+            self,
+            Reason::AskedFor(_) | Reason::AllAllowed { .. } | Reason::OtherHead(_)
+        )
     }
 }
 
@@ -230,6 +235,12 @@ impl fmt::Display for Reason {
             Reason::LargeHead { mb } => write!(f, "a head of {mb} MB"),
             Reason::SmallHead => f.write_str("a small head"),
             Reason::HeadNotScreened { ty } => write!(f, "a head of {ty} can't be screened"),
+            Reason::OtherHead(source) => {
+                write!(
+                    f,
+                    "{source}; tokens may differ from those of the file's own head"
+                )
+            }
             Reason::NoRoomForCopies { mb } => {
                 write!(f, "{mb} MB of copies would not fit into memory")
             }

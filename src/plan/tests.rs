@@ -471,6 +471,55 @@ fn a_large_head_is_screened_where_there_is_room() {
 }
 
 #[test]
+fn a_quantised_head_is_made_when_asked_for_or_refused_by_name() {
+    for (asked, mode, row_bytes) in [
+        ("q8_0", HeadMode::Q8_0, 80 * 34),
+        ("q6_k", HeadMode::Q6_K, 10 * 210),
+    ] {
+        let plan = planned("desktop-8c16t", &[("head", asked)]).unwrap();
+        assert_eq!(plan.head.value, mode);
+        assert_eq!(plan.memory.head_copies_bytes, 128_256 * row_bytes);
+        assert!(plan.head.because.is_asked() && plan.warnings.is_empty());
+        let line = format!(
+            "Output head: {asked} (flag --head; tokens may differ from those of the file's own head)"
+        );
+        assert!(plan.lines().contains(&line), "{:?}", plan.lines());
+    }
+    let refused = |facts: &ModelFacts, asked: &str| {
+        let flags = settings(&[("head", asked)], &[]);
+        let error = plan(&host("desktop-8c16t"), facts, &flags).unwrap_err();
+        (error.to_string(), error.hint().unwrap())
+    };
+    let small = ModelFacts {
+        head_type: TensorType::Q6K,
+        ..facts_2b()
+    };
+    let (message, hint) = refused(&small, "q8_0");
+    assert_eq!(
+        message,
+        "the output head is Q6_K in the file, a head of `q8_0` is made from F32, F16 or BF16 (flag --head)"
+    );
+    assert_eq!(hint, "`--head full` reads it as it is in the file");
+    let narrow = ModelFacts {
+        n_embd: 1664,
+        ..facts_2b()
+    };
+    let (message, hint) = refused(&narrow, "q6_k");
+    assert_eq!(
+        message,
+        "the output head has rows of 1664 weights, `q6_k` takes multiples of 256 (flag --head)"
+    );
+    assert!(hint.starts_with("`--head q8_0`"), "{hint}");
+    let odd = ModelFacts {
+        n_embd: 1650,
+        ..facts_2b()
+    };
+    let (message, hint) = refused(&odd, "q8_0");
+    assert!(message.contains("1650") && message.contains("multiples of 32"));
+    assert!(!hint.contains("q8_0"), "{hint}");
+}
+
+#[test]
 fn large_weights_move_into_huge_pages_where_there_are_any() {
     let weights = |host: &Host, facts: &ModelFacts, flags: &[(&'static str, &str)]| {
         let plan = plan(host, facts, &settings(flags, &[])).unwrap();

@@ -192,7 +192,7 @@ pub(crate) const KEYS: &[Key] = &[
         MACHINE,
         "head",
         "MODE",
-        "How the output head finds the best tokens: exact (screened by 4-bit copies, within 8 standard deviations), proven (by 8-bit copies, within bounds that always hold) or full (all of it for every token); the tokens are the same",
+        "How the output head finds the best tokens: exact (screened by 4-bit copies, within 8 standard deviations), proven (by 8-bit copies, within bounds that always hold) or full (all of it for every token), by which the tokens are the same; or q8_0 or q6_k (rounded to 8 or 6 bits at the start), by which they may be others",
     )
     .default("auto: exact for a large head of F32, F16 or BF16"),
     value(

@@ -344,7 +344,9 @@ pub(super) fn head(text: &str) -> Read<HeadMode> {
         "exact" => Ok(HeadMode::Exact),
         "proven" => Ok(HeadMode::Proven),
         "full" => Ok(HeadMode::Full),
-        _ => Err("`auto`, `exact`, `proven` or `full`".to_owned()),
+        "q8_0" => Ok(HeadMode::Q8_0),
+        "q6_k" => Ok(HeadMode::Q6_K),
+        _ => Err("`auto`, `exact`, `proven`, `full`, `q8_0` or `q6_k`".to_owned()),
     }
 }
 

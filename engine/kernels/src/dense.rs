@@ -5,6 +5,9 @@ use std::ops::Range;
 
 use crate::{MatrixError, SharedBytes};
 
+/// 256 numbers as Q6_K: lower nibbles and upper bits of their codes, 16 scales, a scale of these in f16.
+pub type Q6Block = [u8; 210];
+
 /// How the numbers of a dense matrix are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(non_camel_case_types)]

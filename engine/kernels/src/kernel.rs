@@ -7,7 +7,8 @@ use std::str::FromStr;
 use crate::arch::Runnable;
 use crate::lookup;
 use crate::{
-    Attend, CacheCell, DenseMatrix, PackedMatrix, Q8Block, QuantRowMut, QuantRows, Score, Weigh,
+    Attend, CacheCell, DenseMatrix, PackedMatrix, Q6Block, Q8Block, QuantRowMut, QuantRows, Score,
+    Weigh,
 };
 
 /// How ternary weights lie in memory.
@@ -337,6 +338,16 @@ impl Kernel {
     pub fn store_q8_0(self, x: &[f32], out: &mut [Q8Block]) {
         assert_eq!(x.len().div_ceil(32), out.len(), "out must hold x");
         self.isa.store_q8_0(x, out);
+    }
+
+    /// A row as Q6_K. Each number is within half a step of its 16, `d · sc`, of which 32 reach the largest of them; `d` is a
+    /// 127th of the largest step of 256 numbers or the next f16 above. NaN and infinity make all numbers of their block NaN.
+    ///
+    /// # Panics
+    /// When `x` is not 256 numbers for each block of `out`.
+    pub fn store_q6_k(self, x: &[f32], out: &mut [Q6Block]) {
+        assert_eq!(x.len(), out.len() * 256, "out must hold x");
+        self.isa.store_q6_k(x, out);
     }
 
     /// f32 to f16 bits, to nearest, ties to even.

@@ -28,7 +28,7 @@ mod storage;
 mod ternary;
 
 pub use attention::{Attend, CacheCell, Q8Block, Score, Weigh};
-pub use dense::{DenseMatrix, DenseType};
+pub use dense::{DenseMatrix, DenseType, Q6Block};
 pub use half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use kernel::{Isa, Kernel, Packing, ParseKernelError};
 pub use quant::{QuantRow, QuantRowMut, QuantRows};

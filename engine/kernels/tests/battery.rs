@@ -865,6 +865,80 @@ fn q8_0_is_within_half_a_step_everywhere() {
     }
 }
 
+#[test]
+fn q6_k_is_within_half_a_step_everywhere() {
+    const SEED: u64 = 0x5eed_0012;
+    let mut random = Random(SEED);
+    let mut wide = random.wide_floats(2560);
+    // Parts of zeros, of one sign, and with the same on both sides of zero.
+    wide[..16].fill(0.0);
+    wide[16..32].iter_mut().for_each(|x| *x = x.abs());
+    wide[32..48].iter_mut().for_each(|x| *x = -x.abs());
+    (wide[48], wide[49]) = (2e6, -2e6);
+    (wide[64], wide[65]) = (-1e-3, 1e-3);
+    let plain = |size: f32, random: &mut Random| -> Vec<f32> {
+        random.floats(512).iter().map(|x| x * size).collect()
+    };
+    let rows = [
+        wide,
+        plain(1.0, &mut random),
+        plain(0.02, &mut random),
+        plain(1e-6, &mut random),
+        plain(1e8, &mut random),
+        vec![0.0; 256],
+        vec![-1.0; 256],
+    ];
+    for x in rows {
+        let mut all = Kernel::available().into_iter().map(|kernel| {
+            let mut blocks = vec![[7; 210]; x.len() / 256];
+            kernel.store_q6_k(&x, &mut blocks);
+            blocks
+        });
+        let blocks = all.next().unwrap();
+        assert!(all.all(|other| other == blocks), "seed {SEED:#x}");
+        let bytes = SharedBytes::new(blocks.concat());
+        let m = DenseMatrix::new(bytes, DenseType::Q6_K, 1, x.len()).unwrap();
+        for (number, block) in x.chunks(256).enumerate() {
+            let d = block.chunks(16).map(q6_k_step).fold(0.0, f32::max) / 127.0;
+            // `sc` and `d` are rounded up; the smallest f16 is 2^-24.
+            let more = d * 1.001 + 1.0 / 16_777_216.0;
+            for (i, x) in block.iter().enumerate() {
+                let step = q6_k_step(&block[i / 16 * 16..][..16]) + more;
+                let y = dense_element(&m, 0, number * 256 + i);
+                let is_near = (x - y).abs() <= step * 0.500_01;
+                assert!(is_near, "{y} for {x}, step {step}, seed {SEED:#x}");
+            }
+        }
+        for kernel in Kernel::available() {
+            let mut read = vec![f32::NAN; x.len()];
+            kernel.dense_row(&m, 0, &mut read);
+            let elements: Vec<f32> = (0..x.len()).map(|c| dense_element(&m, 0, c)).collect();
+            assert_eq!(bits(&read), bits(&elements), "{kernel}, seed {SEED:#x}");
+        }
+    }
+    for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
+        for kernel in Kernel::available() {
+            let mut blocks = [[0; 210]; 2];
+            let mut x = [1.0; 512];
+            x[300] = bad;
+            kernel.store_q6_k(&x, &mut blocks);
+            let bytes = SharedBytes::new(blocks.concat());
+            let m = DenseMatrix::new(bytes, DenseType::Q6_K, 1, 512).unwrap();
+            for c in 0..512 {
+                let y = dense_element(&m, 0, c);
+                assert_eq!(y.is_nan(), c >= 256, "{bad}, number {c}: {y}");
+            }
+        }
+    }
+}
+
+/// The step with which codes from -32 to 31 reach all of them.
+fn q6_k_step(x: &[f32]) -> f32 {
+    let largest = |sign: f32| x.iter().fold(0.0f32, |most, x| most.max(sign * x));
+    let (below, above) = (largest(-1.0), largest(1.0));
+    (below.max(above) / 32.0).max(below.min(above) / 31.5)
+}
+
 /// What becomes of 1.0 when it is the largest.
 fn q8_one(x: f32) -> f32 {
     f16_to_f32(f32_to_f16(x / 127.0)) * 127.0

@@ -20,6 +20,7 @@ use crate::protocol::{
     EngineConfig, FromEngine, HeadMode, ModelSource, Overrides, ToEngine, WeightsHome, read_frame,
     write_frame,
 };
+use crate::quantised::{self, HeadError};
 use crate::relocate::Relocation;
 use crate::sampler::{Logits, Want};
 use crate::sampler_maker::ReadTokenizer;
@@ -82,6 +83,14 @@ pub enum LoadError {
         /// Why.
         source: TensorError,
     },
+    /// An output head that was asked for and can't be made.
+    #[error("cannot load {model}: {source}")]
+    Head {
+        /// Which one.
+        model: String,
+        /// Why.
+        source: HeadError,
+    },
     /// The cache.
     #[error(transparent)]
     Kv(#[from] KvError),
@@ -97,6 +106,7 @@ impl LoadError {
             LoadError::Gguf { source, .. } => source.hint().map(str::to_owned),
             LoadError::Facts { source, .. } => source.hint().map(str::to_owned),
             LoadError::Tensor { source, .. } => source.hint().map(str::to_owned),
+            LoadError::Head { source, .. } => Some(source.hint()),
             LoadError::Kv(_) => Some("use fewer slots or a smaller context".to_owned()),
             _ => None,
         }
@@ -175,7 +185,7 @@ impl Engine {
         };
         let n_threads = config.prefill_cpus.len();
         let repack = |weights: &mut Weights| weights.repack(wanted.packing(), n_threads);
-        let (kernel, weights) = load_weights(&gguf, &facts, wanted, repack).map_err(failed)?;
+        let (kernel, mut weights) = load_weights(&gguf, &facts, wanted, repack).map_err(failed)?;
         let kernel = match kernel == wanted {
             true => kernel,
             false => selftest::choose(kernel).map_err(LoadError::SelfTest)?,
@@ -186,6 +196,13 @@ impl Engine {
             // What the copies were made from is not read again.
             map.release_all();
         }
+        let mut pool = Pool::new(&workers(config), config.pin)?;
+        let head = quantised::target(&facts, config.head);
+        let quantised = head.and_then(|head| match head {
+            Some(ty) => quantised::replace(&mut weights.head, ty, kernel, &mut pool, gguf.map()),
+            None => Ok(()),
+        });
+        quantised.map_err(|source| LoadError::Head { model, source })?;
         if config.mlock
             && let Err(error) = weights.lock_in_memory()
         {
@@ -207,7 +224,6 @@ impl Engine {
             decode_batch: config.slots + drafts,
             decode_workers: config.decode_cpus.len(),
         };
-        let pool = Pool::new(&workers(config), config.pin)?;
         let screening = Screening::new(&weights.head, config.head, config.slots + drafts);
         let map = gguf.map().cloned();
         let relocation = match config.weights {

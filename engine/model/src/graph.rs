@@ -119,7 +119,7 @@ impl Model {
         self.relocation = relocation;
     }
 
-    /// Gives pages of embedding and head back to `map` as rows of them come in, unless the whole head is read for each token.
+    /// Gives pages of embedding and head back to `map` as rows of them come in, unless the whole head is read from it for each token.
     pub fn set_map(&mut self, map: Option<FileMap>) {
         self.map = map;
     }
@@ -392,21 +392,30 @@ impl Model {
 
     /// Gives back the pages of single rows when there are many; whoever reads the whole head keeps it.
     fn release_rows(&mut self, n_embedded: usize) {
-        let is_whole_head_read = self.buffers.is_screened.contains(&false);
-        let Some(screening) = &mut self.screening else {
-            return;
+        let is_head_elsewhere = self.is_head_elsewhere();
+        let is_whole_head_read = !is_head_elsewhere && self.buffers.is_screened.contains(&false);
+        self.n_rows_read += match &mut self.screening {
+            Some(screening) => n_embedded + screening.take_read(),
+            None if is_head_elsewhere => n_embedded,
+            None => return,
         };
-        self.n_rows_read += n_embedded + screening.take_read();
         if self.n_rows_read >= ROWS_TO_RELEASE && !is_whole_head_read {
             self.rest();
         }
+    }
+
+    /// Whether the head is not the file's own.
+    fn is_head_elsewhere(&self) -> bool {
+        let head = self.weights.head.bytes();
+        self.map.as_ref().is_some_and(|map| !map.holds(head))
     }
 
     /// Gives back all pages of embedding and head, which come in again as they are read. Not while the whole head is read for each
     /// token, or for its copies.
     pub fn rest(&mut self) {
         let is_made = self.screening().is_some_and(Screening::is_made);
-        if let Some(map) = self.map.as_ref().filter(|_| is_made) {
+        let is_idle = is_made || self.is_head_elsewhere();
+        if let Some(map) = self.map.as_ref().filter(|_| is_idle) {
             self.n_rows_read = 0;
             map.release(self.weights.head.bytes());
             map.release(self.weights.embedding.bytes());

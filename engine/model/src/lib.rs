@@ -15,6 +15,7 @@ pub mod perplexity;
 pub mod pool;
 pub mod pooling;
 pub mod protocol;
+pub mod quantised;
 pub mod relocate;
 pub mod sampler;
 mod sampler_maker;

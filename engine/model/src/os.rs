@@ -59,6 +59,12 @@ impl FileMap {
         SharedBytes::new(self.clone())
     }
 
+    /// Whether `part` is a part of this mapping.
+    pub fn holds(&self, part: &[u8]) -> bool {
+        let first = part.as_ptr().addr().checked_sub(self.0.as_ptr().addr());
+        first.is_some_and(|first| first + part.len() <= self.0.len())
+    }
+
     /// [`FileMap::release`] of all of it.
     pub fn release_all(&self) {
         self.release(&self.0);

@@ -62,9 +62,11 @@ impl KvType {
     }
 }
 
-/// How the output head finds the best tokens. Tokens and logits are the same; see `screening`.
+/// How the output head finds the best tokens. By the first three tokens and logits are the same (see `screening`), by the others
+/// they are those of another head (see `quantised`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(non_camel_case_types)]
 pub enum HeadMode {
     /// Reads the whole head for every token.
     Full,
@@ -72,6 +74,25 @@ pub enum HeadMode {
     Exact,
     /// Screens by 8-bit copies within bounds that always hold.
     Proven,
+    /// Rounds the head to 8 bits at the start, and reads all of that for every token.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// Rounds the head to 6 bits.
+    #[serde(rename = "q6_k")]
+    Q6_K,
+}
+
+impl HeadMode {
+    /// Its name in settings and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            HeadMode::Full => "full",
+            HeadMode::Exact => "exact",
+            HeadMode::Proven => "proven",
+            HeadMode::Q8_0 => "q8_0",
+            HeadMode::Q6_K => "q6_k",
+        }
+    }
 }
 
 /// Where the ternary weights lie while they are used.

@@ -104,7 +104,7 @@ pub fn fits(cols: usize) -> bool {
 
 fn screen_of(mode: HeadMode) -> Option<Screen> {
     match mode {
-        HeadMode::Full => None,
+        HeadMode::Full | HeadMode::Q8_0 | HeadMode::Q6_K => None,
         HeadMode::Exact => Some(Screen::Exact),
         HeadMode::Proven => Some(Screen::Proven),
     }

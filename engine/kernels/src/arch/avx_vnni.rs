@@ -6,7 +6,7 @@ use std::ops::Range;
 pub(super) use super::avx2::{
     add, bf16_matmul, bf16_row, cells_f16, cells_f32, cells_q8_0, f16_matmul, f16_row, f32_matmul,
     f32_row, gelu_mul, plane_sums, q4_0_matmul, q4_0_row, q6_k_matmul, q6_k_row, q8_0_matmul,
-    q8_0_row, quantize, relu2_mul, rms_norm, silu_mul, softmax, store_f16, store_q8_0,
+    q8_0_row, quantize, relu2_mul, rms_norm, silu_mul, softmax, store_f16, store_q6_k, store_q8_0,
 };
 use super::avx2::{load_activations, load_bytes, sum_i32, unpack};
 use super::finish;

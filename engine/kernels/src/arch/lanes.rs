@@ -42,7 +42,7 @@ macro_rules! float_kernels {
     ($(#[$isa:meta])*) => {
         use super::lanes::{self, padded};
         use std::ops::Range as Positions;
-        use crate::{CacheCell, Q8Block, QuantRowMut};
+        use crate::{CacheCell, Q6Block, Q8Block, QuantRowMut};
 
         /// The first 32 numbers of `x`, or all there are and zeros.
         #[inline]
@@ -216,6 +216,14 @@ macro_rules! float_kernels {
                     let steps = (x * inverse).clamp(-127.0, 127.0);
                     *code = (steps + lanes::ROUND).to_bits() as u8;
                 }
+            }
+        }
+
+        /// Whole blocks.
+        $(#[$isa])*
+        pub(super) fn store_q6_k(x: &[f32], out: &mut [Q6Block]) {
+            for (x, out) in x.as_chunks().0.iter().zip(out) {
+                super::q6_k::encode(x, out);
             }
         }
 

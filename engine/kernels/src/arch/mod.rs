@@ -30,10 +30,11 @@ mod neon_dotprod;
 mod neon_i8mm;
 #[cfg(target_arch = "aarch64")]
 mod neon_lookup;
+mod q6_k;
 mod scalar;
 
 use crate::lookup::GroupedRows;
-use crate::{Attend, DenseType, Isa, Q8Block, QuantRowMut, QuantRows, Score, Weigh};
+use crate::{Attend, DenseType, Isa, Q6Block, Q8Block, QuantRowMut, QuantRows, Score, Weigh};
 
 /// An instruction set that this CPU was seen to have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -238,6 +239,10 @@ impl Runnable {
 
     pub(crate) fn store_q8_0(self, x: &[f32], out: &mut [Q8Block]) {
         enter!(self, store_q8_0(x, out));
+    }
+
+    pub(crate) fn store_q6_k(self, x: &[f32], out: &mut [Q6Block]) {
+        enter!(self, store_q6_k(x, out));
     }
 
     pub(crate) fn store_f16(self, x: &[f32], out: &mut [u16]) {
