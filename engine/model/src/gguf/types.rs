@@ -78,7 +78,7 @@ const TYPES: &[TypeEntry] = &[
 ];
 
 impl TensorType {
-    /// By the number in the file; 39 is read as MXFP4, [`Gguf`] knows when it is TL2.
+    /// By the number in the file; 39 is read as MXFP4, [`Gguf`](super::Gguf) knows when it is TL2.
     pub fn from_id(id: u32) -> TensorType {
         let known = TYPES.iter().find(|entry| entry.0 == id);
         known.map_or(T::Unknown(id), |entry| entry.1)
