@@ -51,6 +51,15 @@ pub(crate) fn run(settings: Settings, sources: Sources) -> anyhow::Result<ExitCo
         Some(files) => Some(Tls::load(&files.certificate, &files.key)?),
         None => None,
     };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the threads that serve HTTP")?;
+    // Before the log says that it listens: whoever reads that may end it at once.
+    let signals = runtime
+        .block_on(async { Signals::new() })
+        .context("cannot listen to signals")?;
     let inherited = systemd::inherited(&environment())?;
     let sockets = match inherited.is_empty() {
         true => Sockets::bind(&settings, tls.clone())?,
@@ -61,16 +70,13 @@ pub(crate) fn run(settings: Settings, sources: Sources) -> anyhow::Result<ExitCo
             "open to the network without a key: whoever reaches the port can use the model; set LLAMA_API_KEY or `--api-key-file`"
         );
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(HTTP_THREADS)
-        .enable_all()
-        .build()
-        .context("cannot start the threads that serve HTTP")?;
     let result = runtime.block_on(async {
         if let Some(tls) = &tls {
             tokio::spawn(Arc::clone(tls).follow());
         }
-        Server::start(settings, sources, sockets, tls)?.live().await
+        Server::start(settings, sources, signals, sockets, tls)?
+            .live()
+            .await
     });
     runtime.shutdown_background();
     result
@@ -148,10 +154,10 @@ impl Server {
     fn start(
         settings: Settings,
         sources: Sources,
+        signals: Signals,
         sockets: Sockets,
         tls: Option<Arc<Tls>>,
     ) -> anyhow::Result<Server> {
-        let signals = Signals::new().context("cannot listen to signals")?;
         let addresses = sockets.urls();
         let drain_timeout = settings.drain_timeout.value;
         let crash_loop = settings.crash_loop.value;
