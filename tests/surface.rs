@@ -496,8 +496,9 @@ fn clients_that_leave_cost_a_token_and_no_turn() {
     let prompt = json!({ "prompt": vec![5; 1900], "n_predict": 1 });
     let running = knock(&server, &prompt);
     wait_for("a part of the prompt", || {
-        let n = slot(&server)["n_prompt_tokens_processed"].as_u64();
-        (n.unwrap_or(0) > 0).then_some(())
+        let slot = slot(&server);
+        let n = slot["n_prompt_tokens_processed"].as_u64();
+        (slot["id_task"] != before["id_task"] && n.unwrap_or(0) > 0).then_some(())
     });
     drop(running);
     let evaluated = slot_at_rest(&server)["n_prompt_tokens_processed"].as_u64();
