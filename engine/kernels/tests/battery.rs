@@ -192,20 +192,33 @@ fn ternary_products_are_exact() {
     }
 }
 
-/// More rows than a block of them, more activations than a cache near the core takes: every split of a short batch.
+/// More rows than a block of them, more activations than a cache near the core takes: every split of a short batch, with odd rows
+/// left over, and the largest sums.
 #[test]
 fn short_batches_are_exact() {
-    let (rows, cols) = (125, if cfg!(miri) { 128 } else { 6912 });
-    let fill = Fill::Ternary(0x5eed_0013);
-    let codes = SharedBytes::new(fill.codes(rows * cols / 4));
-    let w = PackedMatrix::i2_s(codes, rows, cols, 0.3).unwrap();
-    let expected = naive(&w, &fill.activations(20, cols));
-    let packed = packed(&w);
-    for n in 1..=if cfg!(miri) { 5 } else { 20 } {
-        let x = fill.activations(n, cols);
-        for (kernel, w) in each_kernel(&packed) {
-            let found = multiply(kernel, w, 0..rows, &x);
-            assert_eq!(found, expected[..n], "{kernel}, {n} tokens");
+    for (rows, cols, fill) in [
+        (125, 6912, Fill::Ternary(0x5eed_0013)),
+        (63, 2560, Fill::Random(0x5eed_0014)),
+        (61, 2560, Fill::Constant(0x00, 127)),
+        (61, 2560, Fill::Constant(0xaa, -128)),
+        (61, 2560, Fill::Constant(0xff, -128)),
+        (62, 2560, Fill::Alternating(0x92)),
+    ] {
+        let cols = if cfg!(miri) { 128 } else { cols };
+        let codes = SharedBytes::new(fill.codes(rows * cols / 4));
+        let w = PackedMatrix::i2_s(codes, rows, cols, 0.3).unwrap();
+        let expected = naive(&w, &fill.activations(20, cols));
+        let packed = packed(&w);
+        for n in 1..=if cfg!(miri) { 5 } else { 20 } {
+            let x = fill.activations(n, cols);
+            for (kernel, w) in each_kernel(&packed) {
+                let found = multiply(kernel, w, 0..rows, &x);
+                assert_eq!(
+                    found,
+                    expected[..n],
+                    "{kernel}, {rows} x {cols}, {n} tokens, {fill:?}"
+                );
+            }
         }
     }
 }
@@ -930,6 +943,32 @@ fn q6_k_is_within_half_a_step_everywhere() {
             }
         }
     }
+}
+
+/// Whatever the CPU, also another architecture's: the sum of these bytes stands here.
+#[test]
+fn codes_of_heads_do_not_depend_on_the_machine() {
+    let mut random = Random(0x5eed_0015);
+    let mut x = random.floats(16 * 256);
+    for (i, part) in x.chunks_mut(16).enumerate() {
+        let size = f32::from_bits((120 + i as u32 % 16) << 23);
+        part.iter_mut().for_each(|x| *x *= size);
+    }
+    for kernel in Kernel::available() {
+        let (mut q6_k, mut q8_0) = ([[0; 210]; 16], [[0; 34]; 128]);
+        kernel.store_q6_k(&x, &mut q6_k);
+        kernel.store_q8_0(&x, &mut q8_0);
+        let sums = [fnv(q6_k.as_flattened()), fnv(q8_0.as_flattened())];
+        let known = [0x5f82_244a_f527_70bf, 0x1c42_75c5_8a73_44d7];
+        assert_eq!(sums, known, "{kernel}");
+    }
+}
+
+/// FNV-1a, 64 bits.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The step with which codes from -32 to 31 reach all of them.
