@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
-use super::count;
+use super::{count, interrupted};
 use crate::common::{LONG, Server, end_by, wait_for};
 
 const KILLS: usize = 25;
@@ -230,4 +230,49 @@ fn an_instruction_that_the_cpu_lacks_brings_another_kernel() {
         chosen.as_str().unwrap()
     );
     assert!(hint.contains(&lacking), "{crash}");
+}
+
+/// Guesses that were right, from `/metrics`.
+fn accepted(server: &Server) -> usize {
+    let name = "llamacpp:spec_decode_num_accepted_tokens_total ";
+    let metrics = server.get("/metrics").body;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name));
+    let value = value.unwrap_or_else(|| panic!("no guesses in {metrics}"));
+    value.parse::<f64>().unwrap() as usize
+}
+
+/// Some tokens of an answer came several from a step, and the engine dies before it knew whether the next ones were right.
+#[test]
+fn answers_that_are_guessed_ahead_outlive_their_engine() {
+    let plain = ["--threads", "1", "--parallel", "1"];
+    let guessing = [&plain[..], &["--spec", "ngram"]].concat();
+    let alone = Server::ready(&plain);
+    let server = Server::ready(&guessing);
+    let refrain = "The cat sat on the mat. The dog ran to the park. ".repeat(4);
+    for temperature in [0.0, 0.4] {
+        let mut body = json!({
+            "prompt": refrain, "seed": 11, "n_predict": 700, "ignore_eos": true, "temperature": temperature,
+        });
+        let wanted = alone.complete(&body);
+        assert_eq!(wanted.1.len(), 700);
+        body["stream"] = json!(true);
+        let hits_before = interrupted(&server);
+        let guessed_before = accepted(&server);
+        for frames in [1, 30, 3, 60, 10] {
+            let mut stream = server.stream("/completion", &body);
+            let first = stream.take_frames(frames);
+            server.kill_engine();
+            let text = stream.collect_after(first);
+            assert_eq!(
+                text, wanted,
+                "temperature {temperature}, killed after {frames} frames"
+            );
+        }
+        assert!(
+            interrupted(&server) > hits_before,
+            "no kill hit a running stream"
+        );
+        assert!(accepted(&server) > guessed_before, "no guess was right");
+    }
+    assert_eq!(accepted(&alone), 0);
 }
