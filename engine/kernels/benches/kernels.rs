@@ -101,7 +101,8 @@ fn main() {
             continue;
         }
         lines.extend(head(*kernel, &large));
-        lines.push(attention(*kernel));
+        lines.push(attention(*kernel, "in caches", 1));
+        lines.push(attention(*kernel, "from memory", 64));
     }
     lines.retain(|line| line.name.contains(&filter) || line.name.starts_with("peak"));
     for _ in 0..ROUNDS {
@@ -290,27 +291,30 @@ fn head(kernel: Kernel, large: &SharedBytes) -> Vec<Line<'static>> {
 }
 
 /// Four query heads of 128 over 4,096 positions.
-fn attention(kernel: Kernel) -> Line<'static> {
+/// One token's heads over `n_heads` key/value heads of a cache in f16.
+fn attention(kernel: Kernel, name: &str, n_heads: usize) -> Line<'static> {
     let (n_q, head_dim, n_pos) = (4, 128, 4096);
     let q = vec![0.1; n_q * head_dim];
-    let (k, v) = (
-        vec![0x3400; n_pos * head_dim],
-        vec![0x3400; n_pos * head_dim],
-    );
+    let cells = n_heads * n_pos * head_dim;
+    let (k, v) = (vec![0x3400; cells], vec![0x3400; cells]);
     let mut scores = vec![0.0; n_q * n_pos];
     let mut out = vec![0.0; n_q * head_dim];
-    let products = 2 * n_q * n_pos * head_dim;
-    Line::multiply_adds(format!("{kernel}, attention f16"), products, move || {
-        let (q, k, v, scores, out) = (&q, &k, &v, &mut scores, &mut out);
-        kernel.attend(&mut [Attend {
-            q,
-            k,
-            v,
-            head_dim,
-            n_pos,
-            scale: 0.1,
-            scores,
-            out,
-        }]);
+    let products = 2 * n_q * cells;
+    let name = format!("{kernel}, attention f16 {name}");
+    Line::multiply_adds(name, products, move || {
+        let heads = k.chunks_exact(n_pos * head_dim);
+        for (k, v) in heads.zip(v.chunks_exact(n_pos * head_dim)) {
+            let (q, scores, out) = (&q, &mut scores, &mut out);
+            kernel.attend(&mut [Attend {
+                q,
+                k,
+                v,
+                head_dim,
+                n_pos,
+                scale: 0.1,
+                scores,
+                out,
+            }]);
+        }
     })
 }

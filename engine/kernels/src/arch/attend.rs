@@ -1,19 +1,21 @@
 //! Attention as text over blocks of 32 lanes; each instruction set expands it for each kind of cache.
 //!
-//! Scores and weighted sums are computed for `GROUP` heads at a time, so that a key or a value is loaded once for them, and for
+//! Scores and weighted sums are computed for `HEADS` heads at a time, so that a key or a value is loaded once for them, and for
 //! some positions at a time, so that these stay in the first-level cache while all heads and tokens use them. A score is one
 //! `sum`; a column of the output sums over the positions in their order. So no number depends on what it was computed with.
 
+/// Heads that share each key and value: with two keys, or two registers of values, eight sums.
+pub(super) const HEADS: usize = 4;
 /// Positions whose keys or values are used together.
 pub(super) const POSITIONS: usize = 64;
 
-/// Attention over a cache of `$element`, 32 numbers loaded by `$load`, or by `$load_part` at the end of a head that isn't a
-/// multiple of 32.
+/// Attention over a cache of `$element`, register `i` of 32 numbers loaded by `$at`; 32 numbers, or those that are left at the end of a head, by `$load_part`.
 macro_rules! attend_kernel {
-    ($cells:ident, $element:ty, $load:ident, $load_part:ident, $(#[$isa:meta])*) => {
+    ($cells:ident, $element:ty, $at:ident, $load_part:ident, $(#[$isa:meta])*) => {
         pub(super) mod $cells {
             use super::*;
-            use super::super::attend::POSITIONS;
+            use super::super::attend::{HEADS, POSITIONS};
+            use super::super::{LINE_BYTES, PREFETCH_BYTES, prefetch_line};
             use crate::{Attend, Score, Weigh};
 
             /// Cells of 32 numbers.
@@ -123,6 +125,16 @@ macro_rules! attend_kernel {
                 std::array::from_fn(|_| &mut rows.next().expect("a row per head")[range.clone()])
             }
 
+            /// Asks for what a walk from `here` on reaches a little later.
+            #[inline]
+            $(#[$isa])*
+            fn ask(here: &[Lanes]) {
+                let start = here.as_ptr().cast::<u8>().wrapping_add(PREFETCH_BYTES);
+                for line in (0..size_of_val(here)).step_by(LINE_BYTES) {
+                    prefetch_line(start.wrapping_add(line));
+                }
+            }
+
             /// `scores: [n_q, n_pos]`, of which those of `range` are computed from its keys `k`.
             #[inline]
             $(#[$isa])*
@@ -137,38 +149,89 @@ macro_rules! attend_kernel {
                 let n_q = q.len() / (32 * B);
                 let mut first = 0;
                 while first < n_q {
-                    let q = &q[first * 32 * B..];
-                    if first + GROUP <= n_q {
+                    let (q, is_first) = (&q[first * 32 * B..], first == 0);
+                    if first + HEADS <= n_q {
                         let scores = rows(scores, n_pos, first, range.clone());
-                        score_rows::<GROUP, B>(&q[..GROUP * 32 * B], k, scale, scores);
-                        first += GROUP;
+                        score_rows::<HEADS, B>(&q[..HEADS * 32 * B], k, scale, is_first, scores);
+                        first += HEADS;
                     } else {
                         let scores = rows(scores, n_pos, first, range.clone());
-                        score_rows::<1, B>(&q[..32 * B], k, scale, scores);
+                        score_rows::<1, B>(&q[..32 * B], k, scale, is_first, scores);
                         first += 1;
                     }
                 }
             }
 
-            /// `scores[h][p]` of `N` heads; each key is loaded once for them.
+            /// `scores[h][p]` of `N` heads; each key is loaded once for them. The first to read these keys asks for more.
             #[inline]
             $(#[$isa])*
-            fn score_rows<const N: usize, const B: usize>(q: &[f32], k: &[$element], scale: f32, scores: [&mut [f32]; N]) {
+            fn score_rows<const N: usize, const B: usize>(
+                q: &[f32],
+                k: &[$element],
+                scale: f32,
+                is_first: bool,
+                scores: [&mut [f32]; N],
+            ) {
                 let q: &[[[f32; 32]; B]] = q.as_chunks().0.as_chunks().0;
-                let k: &[[Lanes; B]] = k.as_chunks().0.as_chunks().0;
                 let q: &[[[f32; 32]; B]; N] = q.try_into().expect("q holds N heads");
-                for (p, k) in k.iter().enumerate() {
-                    let mut dots = [splat(0.0); N];
+                let k: &[[Lanes; B]] = k.as_chunks().0.as_chunks().0;
+                let (pairs, last) = k.as_chunks::<2>();
+                for (i, k) in pairs.iter().enumerate() {
+                    if is_first {
+                        ask(k.as_flattened());
+                    }
+                    let found = dots(q, k);
+                    for h in 0..N {
+                        scores[h][2 * i] = found[h][0] * scale;
+                        scores[h][2 * i + 1] = found[h][1] * scale;
+                    }
+                }
+                if let [last] = last {
+                    let found = dots(q, &[*last]);
+                    for h in 0..N {
+                        scores[h][2 * pairs.len()] = found[h][0] * scale;
+                    }
+                }
+            }
+
+            /// The products of `N` heads with `P` keys, register by register of the blocks, so that all sums have one.
+            #[inline]
+            $(#[$isa])*
+            fn dots<const N: usize, const P: usize, const B: usize>(
+                q: &[[[f32; 32]; B]; N],
+                k: &[[Lanes; B]; P],
+            ) -> [[f32; P]; N] {
+                let mut dots = [[splat(0.0); P]; N];
+                for i in 0..REGISTERS {
+                    let mut sums = [[splat(0.0)[0]; P]; N];
                     for b in 0..B {
-                        let k = $load(&k[b]);
+                        let mut keys = [splat(0.0)[0]; P];
+                        for p in 0..P {
+                            keys[p] = $at(&k[p][b], i);
+                        }
                         for h in 0..N {
-                            dots[h] = fma(load(&q[h][b]), k, dots[h]);
+                            let q = f32_at(&q[h][b], i);
+                            for p in 0..P {
+                                sums[h][p] = fma_one(q, keys[p], sums[h][p]);
+                            }
                         }
                     }
                     for h in 0..N {
-                        scores[h][p] = sum(dots[h]) * scale;
+                        for p in 0..P {
+                            dots[h][p][i] = sums[h][p];
+                        }
                     }
                 }
+                let mut found = [[0.0; P]; N];
+                let (eights, others) = dots.as_flattened().as_chunks();
+                let (found_8, found_others) = found.as_flattened_mut().as_chunks_mut();
+                for (found, dots) in found_8.iter_mut().zip(eights) {
+                    *found = sum_8(dots);
+                }
+                for (found, dot) in found_others.iter_mut().zip(others) {
+                    *found = sum(*dot);
+                }
+                found
             }
 
             /// Adds the weighted values `v` of `range` to `out: [n_q, 32 · C]`, columns from those of block `block` on;
@@ -187,25 +250,27 @@ macro_rules! attend_kernel {
                 let n_q = out.len() / (32 * C);
                 let mut first = 0;
                 while first < n_q {
-                    let out = &mut out[first * 32 * C..];
-                    if first + GROUP <= n_q {
+                    let (out, is_first) = (&mut out[first * 32 * C..], first == 0);
+                    if first + HEADS <= n_q {
                         let weights = std::array::from_fn(|h| weights(first + h));
-                        weigh_rows::<GROUP, B, C>(weights, v, block, &mut out[..GROUP * 32 * C]);
-                        first += GROUP;
+                        weigh_rows::<HEADS, B, C>(weights, v, block, is_first, &mut out[..HEADS * 32 * C]);
+                        first += HEADS;
                     } else {
-                        weigh_rows::<1, B, C>([weights(first)], v, block, &mut out[..32 * C]);
+                        weigh_rows::<1, B, C>([weights(first)], v, block, is_first, &mut out[..32 * C]);
                         first += 1;
                     }
                 }
             }
 
-            /// Adds the weighted values of some positions, in their order, to `C` blocks of `N` heads.
+            /// Adds the weighted values of some positions, in their order, to `C` blocks of `N` heads. The first to read these
+            /// values asks for more.
             #[inline]
             $(#[$isa])*
             fn weigh_rows<const N: usize, const B: usize, const C: usize>(
                 weights: [&[f32]; N],
                 v: &[$element],
                 block: usize,
+                is_first: bool,
                 out: &mut [f32],
             ) {
                 let v: &[[Lanes; B]] = v.as_chunks().0.as_chunks().0;
@@ -213,18 +278,30 @@ macro_rules! attend_kernel {
                 let out: &mut [[[f32; 32]; C]; N] = out.try_into().expect("out holds N heads");
                 assert!(block + C <= B, "columns of a head");
                 for c in 0..C {
-                    let mut sums = [splat(0.0); N];
-                    for h in 0..N {
-                        sums[h] = load(&out[h][c]);
-                    }
-                    for (p, v) in v.iter().enumerate() {
-                        let v = $load(&v[block + c]);
+                    for start in (0..REGISTERS).step_by(WIDE) {
+                        let mut sums = [[splat(0.0)[0]; WIDE]; N];
                         for h in 0..N {
-                            sums[h] = fma(splat(weights[h][p]), v, sums[h]);
+                            for i in 0..WIDE {
+                                sums[h][i] = f32_at(&out[h][c], start + i);
+                            }
                         }
-                    }
-                    for h in 0..N {
-                        store(sums[h], &mut out[h][c]);
+                        for (p, v) in v.iter().enumerate() {
+                            let v = &v[block + c];
+                            if is_first && start == 0 {
+                                ask(std::slice::from_ref(v));
+                            }
+                            for i in 0..WIDE {
+                                let v = $at(v, start + i);
+                                for h in 0..N {
+                                    sums[h][i] = fma_one(splat(weights[h][p])[0], v, sums[h][i]);
+                                }
+                            }
+                        }
+                        for h in 0..N {
+                            for i in 0..WIDE {
+                                store_at(sums[h][i], &mut out[h][c], start + i);
+                            }
+                        }
                     }
                 }
             }

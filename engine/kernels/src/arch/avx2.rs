@@ -374,8 +374,13 @@ fn store_codes(codes: __m256i, out: &mut [u8; 32]) {
 /// 32 lanes.
 type Block = [__m256; 4];
 
-/// Tokens or heads that share a decoded block: eight accumulators, four registers of the block.
+/// Tokens that share a decoded block: eight accumulators, four registers of the block.
 const GROUP: usize = 2;
+
+type Register = __m256;
+const REGISTERS: usize = 4;
+/// Registers of values that four heads add up at a time.
+const WIDE: usize = 2;
 
 macro_rules! each {
     ($op:ident, $a:expr) => {
@@ -414,10 +419,45 @@ fn load8(x: [f32; 8]) -> __m256 {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn store(x: Block, out: &mut [f32; 32]) {
-    for (x, out) in x.into_iter().zip(out.as_chunks_mut::<8>().0) {
-        // SAFETY: an unaligned store to the eight numbers of the array.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), x) };
+    for (i, x) in x.into_iter().enumerate() {
+        store_at(x, out, i);
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store8(x: __m256, out: &mut [f32; 8]) {
+    // SAFETY: an unaligned store to the eight numbers of the array.
+    unsafe { _mm256_storeu_ps(out.as_mut_ptr(), x) };
+}
+
+/// To the place of register `i`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_at(x: Register, out: &mut [f32; 32], i: usize) {
+    store8(x, &mut out.as_chunks_mut().0[i]);
+}
+
+/// Register `i` of a block.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn f32_at(x: &[f32; 32], i: usize) -> Register {
+    load8(x.as_chunks().0[i])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn f16_at(x: &[u16; 32], i: usize) -> Register {
+    load8_f16(x.as_chunks().0[i])
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_0_at([bytes]: &[Q8Block; 1], i: usize) -> Register {
+    let codes = &bytes[2..].as_chunks::<8>().0[i];
+    // SAFETY: an unaligned load of the eight bytes of the array.
+    let codes = unsafe { _mm_loadl_epi64(codes.as_ptr().cast()) };
+    _mm256_mul_ps(f16_scale([bytes[0], bytes[1]])[0], eight_integers(codes))
 }
 
 #[inline]
@@ -457,6 +497,12 @@ fn fma(a: Block, b: Block, c: Block) -> Block {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
+fn fma_one(a: Register, b: Register, c: Register) -> Register {
+    _mm256_fmadd_ps(a, b, c)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn max(a: Block, b: Block) -> Block {
     each!(_mm256_max_ps, a, b)
 }
@@ -488,6 +534,30 @@ fn sum(x: Block) -> f32 {
     let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+}
+
+/// The same of eight blocks: halves of pairs are added up until one register holds all sums.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sum_8(x: &[Block; 8]) -> [f32; 8] {
+    let mut fours = [_mm256_setzero_ps(); 4];
+    for (four, [a, b]) in fours.iter_mut().zip(x.as_chunks::<2>().0) {
+        let eight = |x: &Block| _mm256_add_ps(_mm256_add_ps(x[0], x[2]), _mm256_add_ps(x[1], x[3]));
+        let (a, b) = (eight(a), eight(b));
+        let low = _mm256_permute2f128_ps::<0x20>(a, b);
+        *four = _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b));
+    }
+    let pairs = |a, b| {
+        let low = _mm256_shuffle_ps::<0x44>(a, b);
+        _mm256_add_ps(low, _mm256_shuffle_ps::<0xee>(a, b))
+    };
+    let (a, b) = (pairs(fours[0], fours[1]), pairs(fours[2], fours[3]));
+    let even = _mm256_shuffle_ps::<0x88>(a, b);
+    let all = _mm256_add_ps(even, _mm256_shuffle_ps::<0xdd>(a, b));
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let mut sums = [0.0; 8];
+    store8(_mm256_permutevar8x32_ps(all, order), &mut sums);
+    sums
 }
 
 #[inline]

@@ -225,8 +225,13 @@ fn unpack_nibbles(packed: &[u8; PLANE_BYTES]) -> __m512i {
 /// 32 lanes.
 type Block = [__m512; 2];
 
-/// Tokens or heads that share a decoded block.
+/// Tokens that share a decoded block.
 const GROUP: usize = 4;
+
+type Register = __m512;
+const REGISTERS: usize = 2;
+/// Registers of values that four heads add up at a time.
+const WIDE: usize = 2;
 
 macro_rules! each {
     ($op:ident, $a:expr) => {
@@ -246,22 +251,48 @@ fn splat(x: f32) -> Block {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn load(x: &[f32; 32]) -> Block {
-    // SAFETY: unaligned loads of the 16 + 16 numbers of the array.
-    unsafe {
-        [
-            _mm512_loadu_ps(x.as_ptr()),
-            _mm512_loadu_ps(x.as_ptr().add(16)),
-        ]
-    }
+    [f32_at(x, 0), f32_at(x, 1)]
+}
+
+/// Register `i` of a block.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn f32_at(x: &[f32; 32], i: usize) -> Register {
+    let x: &[f32; 16] = &x.as_chunks().0[i];
+    // SAFETY: an unaligned load of the sixteen numbers of the array.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn f16_at(x: &[u16; 32], i: usize) -> Register {
+    let x: &[u16; 16] = &x.as_chunks().0[i];
+    // SAFETY: an unaligned load of the 32 bytes of the array.
+    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(x.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn q8_0_at([bytes]: &[Q8Block; 1], i: usize) -> Register {
+    let codes = load_16(&bytes[2..].as_chunks().0[i]);
+    _mm512_mul_ps(f16_scale([bytes[0], bytes[1]])[0], sixteen_integers(codes))
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn store(x: Block, out: &mut [f32; 32]) {
-    for (x, out) in x.into_iter().zip(out.as_chunks_mut::<16>().0) {
-        // SAFETY: an unaligned store to the sixteen numbers of the array.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) };
+    for (i, x) in x.into_iter().enumerate() {
+        store_at(x, out, i);
     }
+}
+
+/// To the place of register `i`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn store_at(x: Register, out: &mut [f32; 32], i: usize) {
+    let out: &mut [f32; 16] = &mut out.as_chunks_mut().0[i];
+    // SAFETY: an unaligned store to the sixteen numbers of the array.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) };
 }
 
 #[inline]
@@ -295,6 +326,12 @@ fn fma(a: Block, b: Block, c: Block) -> Block {
         _mm512_fmadd_ps(a[0], b[0], c[0]),
         _mm512_fmadd_ps(a[1], b[1], c[1]),
     ]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn fma_one(a: Register, b: Register, c: Register) -> Register {
+    _mm512_fmadd_ps(a, b, c)
 }
 
 #[inline]
@@ -333,6 +370,33 @@ fn sum(x: Block) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }
 
+/// The same of eight blocks: halves of pairs are added up until one register holds all sums.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn sum_8(x: &[Block; 8]) -> [f32; 8] {
+    let mut eights = [_mm512_setzero_ps(); 4];
+    for (eight, [a, b]) in eights.iter_mut().zip(x.as_chunks::<2>().0) {
+        let (a, b) = (_mm512_add_ps(a[0], a[1]), _mm512_add_ps(b[0], b[1]));
+        let low = _mm512_shuffle_f32x4::<0x44>(a, b);
+        *eight = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xee>(a, b));
+    }
+    let fours = |a, b| {
+        let low = _mm512_shuffle_f32x4::<0x88>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xdd>(a, b))
+    };
+    let (a, b) = (fours(eights[0], eights[1]), fours(eights[2], eights[3]));
+    let low = _mm512_shuffle_ps::<0x44>(a, b);
+    let pairs = _mm512_add_ps(low, _mm512_shuffle_ps::<0xee>(a, b));
+    let odd = _mm512_shuffle_ps::<0xf5>(pairs, pairs);
+    let all = _mm512_add_ps(pairs, odd);
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    let all = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, all));
+    let mut sums = [0.0; 8];
+    // SAFETY: an unaligned store to the eight numbers of the array.
+    unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), all) };
+    sums
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn maximum(x: Block) -> f32 {
@@ -352,8 +416,7 @@ fn upper_half(x: __m512) -> __m256 {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn load_f16(x: &[u16; 32]) -> Block {
-    // SAFETY: an unaligned load of the 64 bytes of the array.
-    from_f16(unsafe { _mm512_loadu_si512(x.as_ptr().cast()) })
+    [f16_at(x, 0), f16_at(x, 1)]
 }
 
 #[inline]

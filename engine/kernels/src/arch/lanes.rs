@@ -1,9 +1,9 @@
 //! The f32 operations as text over blocks of 32 lanes; each instruction set expands it with its own block type.
 //!
 //! `float_kernels!` expects at the place of use, all with the given attributes:
-//! `Block` (32 lanes, `Copy`); `splat load store plus minus times over fma max min pow2 sum maximum`; `load_f16 store_f16_block`;
+//! `Block` (32 lanes, `Copy`) of `REGISTERS` times `Register`, with `fma_one sum_8 store_at f32_at f16_at q8_0_at`, and `WIDE`, how many of them attention adds up at a time; `splat load store plus minus times over fma max min pow2 sum maximum`; `load_f16 store_f16_block`;
 //! the decoders `f32_unit f16_unit bf16_unit q8_0_unit q4_0_unit q6_k_unit`, bytes of a unit to its blocks; `GROUP`, how
-//! many tokens or heads share the registers. `fma(a, b, c)` is a·b + c rounded once; `max(a, b)` is a > b ? a : b and `min`
+//! many tokens share the registers. `fma(a, b, c)` is a·b + c rounded once; `max(a, b)` is a > b ? a : b and `min`
 //! a < b ? a : b, so a NaN in `b` stays; `sum` is the tree lane + 16, + 8, + 4, + 2, + 1.
 
 /// Up to 32 numbers, the rest zero.
@@ -256,9 +256,9 @@ macro_rules! float_kernels {
             }
         }
 
-        attend_kernel!(cells_f16, u16, load_f16, load_f16_part, $(#[$isa])*);
-        attend_kernel!(cells_f32, f32, load, load_part, $(#[$isa])*);
-        attend_kernel!(cells_q8_0, Q8Block, load_q8_0, load_q8_0_part, $(#[$isa])*);
+        attend_kernel!(cells_f16, u16, f16_at, load_f16_part, $(#[$isa])*);
+        attend_kernel!(cells_f32, f32, f32_at, load_part, $(#[$isa])*);
+        attend_kernel!(cells_q8_0, Q8Block, q8_0_at, load_q8_0_part, $(#[$isa])*);
 
         dense_kernel!(f32_matmul, f32_row, f32_unit, 32, 128, $(#[$isa])*);
         dense_kernel!(f16_matmul, f16_row, f16_unit, 32, 64, $(#[$isa])*);

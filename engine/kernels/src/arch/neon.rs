@@ -164,8 +164,13 @@ pub(super) fn load_integers(x: &[i8; 16]) -> int8x16_t {
 /// 32 lanes.
 type Block = [float32x4_t; 8];
 
-/// Tokens or heads that share a decoded block: sixteen accumulators, eight registers of the block.
+/// Tokens that share a decoded block: sixteen accumulators, eight registers of the block.
 const GROUP: usize = 2;
+
+type Register = float32x4_t;
+const REGISTERS: usize = 8;
+/// Registers of values that four heads add up at a time.
+const WIDE: usize = 4;
 
 macro_rules! each {
     ($op:ident, $a:expr) => {
@@ -217,10 +222,45 @@ fn load4(x: [f32; 4]) -> float32x4_t {
 #[inline]
 #[target_feature(enable = "neon")]
 fn store(x: Block, out: &mut [f32; 32]) {
-    for (x, out) in x.into_iter().zip(out.as_chunks_mut::<4>().0) {
-        // SAFETY: an unaligned store to the four numbers of the array.
-        unsafe { vst1q_f32(out.as_mut_ptr(), x) };
+    for (i, x) in x.into_iter().enumerate() {
+        store_at(x, out, i);
     }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn store4(x: float32x4_t, out: &mut [f32; 4]) {
+    // SAFETY: an unaligned store to the four numbers of the array.
+    unsafe { vst1q_f32(out.as_mut_ptr(), x) };
+}
+
+/// To the place of register `i`.
+#[inline]
+#[target_feature(enable = "neon")]
+fn store_at(x: Register, out: &mut [f32; 32], i: usize) {
+    store4(x, &mut out.as_chunks_mut().0[i]);
+}
+
+/// Register `i` of a block.
+#[inline]
+#[target_feature(enable = "neon")]
+fn f32_at(x: &[f32; 32], i: usize) -> Register {
+    load4(x.as_chunks().0[i])
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn f16_at(x: &[u16; 32], i: usize) -> Register {
+    load4_f16(x.as_chunks().0[i])
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn q8_0_at([bytes]: &[Q8Block; 1], i: usize) -> Register {
+    let codes = &bytes[2..].as_chunks::<8>().0[i / 2];
+    // SAFETY: an unaligned load of the eight bytes of the array.
+    let codes = eight_integers(unsafe { vld1_s8(codes.as_ptr().cast()) });
+    vmulq_f32(f16_scale([bytes[0], bytes[1]]), codes[i % 2])
 }
 
 #[inline]
@@ -254,6 +294,12 @@ fn fma(a: Block, b: Block, mut c: Block) -> Block {
         c[i] = vfmaq_f32(c[i], a[i], b[i]);
     }
     c
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn fma_one(a: Register, b: Register, c: Register) -> Register {
+    vfmaq_f32(c, a, b)
 }
 
 #[inline]
@@ -298,15 +344,44 @@ fn pow2_4(x: float32x4_t) -> float32x4_t {
 #[inline]
 #[target_feature(enable = "neon")]
 fn sum(x: Block) -> f32 {
+    let x = sum_to_4(&x);
+    let x = vadd_f32(vget_low_f32(x), vget_high_f32(x));
+    vget_lane_f32::<0>(x) + vget_lane_f32::<1>(x)
+}
+
+/// Lane + 16, + 8 and + 4.
+#[inline]
+#[target_feature(enable = "neon")]
+fn sum_to_4(x: &Block) -> float32x4_t {
     let x = [
         vaddq_f32(x[0], x[4]),
         vaddq_f32(x[1], x[5]),
         vaddq_f32(x[2], x[6]),
         vaddq_f32(x[3], x[7]),
     ];
-    let x = vaddq_f32(vaddq_f32(x[0], x[2]), vaddq_f32(x[1], x[3]));
-    let x = vadd_f32(vget_low_f32(x), vget_high_f32(x));
-    vget_lane_f32::<0>(x) + vget_lane_f32::<1>(x)
+    vaddq_f32(vaddq_f32(x[0], x[2]), vaddq_f32(x[1], x[3]))
+}
+
+/// The sums of eight blocks.
+#[inline]
+#[target_feature(enable = "neon")]
+fn sum_8(x: &[Block; 8]) -> [f32; 8] {
+    let mut sums = [0.0; 8];
+    for (sums, x) in sums
+        .as_chunks_mut::<4>()
+        .0
+        .iter_mut()
+        .zip(x.as_chunks::<4>().0)
+    {
+        let pairs = |a: &Block, b: &Block| {
+            let a = vreinterpretq_f64_f32(sum_to_4(a));
+            let b = vreinterpretq_f64_f32(sum_to_4(b));
+            let low = vreinterpretq_f32_f64(vzip1q_f64(a, b));
+            vaddq_f32(low, vreinterpretq_f32_f64(vzip2q_f64(a, b)))
+        };
+        store4(vpaddq_f32(pairs(&x[0], &x[1]), pairs(&x[2], &x[3])), sums);
+    }
+    sums
 }
 
 #[inline]

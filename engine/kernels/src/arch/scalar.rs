@@ -85,8 +85,13 @@ fn dot_lookup<const WIDTH: usize>(group: &[u8], r: usize, x: &[i8]) -> i32 {
 /// 32 lanes.
 type Block = [f32; 32];
 
-/// Tokens or heads that share a decoded block.
+/// Tokens that share a decoded block.
 const GROUP: usize = 4;
+
+type Register = f32;
+const REGISTERS: usize = 32;
+/// Registers of values that four heads add up at a time.
+const WIDE: usize = 32;
 
 fn map2(a: Block, b: Block, f: impl Fn(f32, f32) -> f32) -> Block {
     std::array::from_fn(|i| f(a[i], b[i]))
@@ -102,6 +107,22 @@ fn load(x: &[f32; 32]) -> Block {
 
 fn store(x: Block, out: &mut [f32; 32]) {
     *out = x;
+}
+
+fn store_at(x: Register, out: &mut [f32; 32], i: usize) {
+    out[i] = x;
+}
+
+fn f32_at(x: &[f32; 32], i: usize) -> Register {
+    x[i]
+}
+
+fn f16_at(x: &[u16; 32], i: usize) -> Register {
+    f16_to_f32(x[i])
+}
+
+fn q8_0_at([bytes]: &[Q8Block; 1], i: usize) -> Register {
+    f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]])) * f32::from(bytes[2 + i] as i8)
 }
 
 fn plus(a: Block, b: Block) -> Block {
@@ -124,6 +145,10 @@ fn fma(a: Block, b: Block, c: Block) -> Block {
     std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
 }
 
+fn fma_one(a: Register, b: Register, c: Register) -> Register {
+    a.mul_add(b, c)
+}
+
 fn max(a: Block, b: Block) -> Block {
     map2(a, b, |a, b| if a > b { a } else { b })
 }
@@ -139,6 +164,10 @@ fn pow2(x: Block) -> Block {
 
 fn sum(x: Block) -> f32 {
     fold(x, |a, b| a + b)
+}
+
+fn sum_8(x: &[Block; 8]) -> [f32; 8] {
+    x.map(sum)
 }
 
 fn maximum(x: Block) -> f32 {
