@@ -125,11 +125,11 @@ macro_rules! attend_kernel {
                 std::array::from_fn(|_| &mut rows.next().expect("a row per head")[range.clone()])
             }
 
-            /// Asks for what a walk from `here` on reaches a little later.
+            /// Asks for what lies `ahead` bytes behind the start of `here`.
             #[inline]
             $(#[$isa])*
-            fn ask(here: &[Lanes]) {
-                let start = here.as_ptr().cast::<u8>().wrapping_add(PREFETCH_BYTES);
+            fn ask(here: &[Lanes], ahead: usize) {
+                let start = here.as_ptr().cast::<u8>().wrapping_add(ahead);
                 for line in (0..size_of_val(here)).step_by(LINE_BYTES) {
                     prefetch_line(start.wrapping_add(line));
                 }
@@ -178,28 +178,28 @@ macro_rules! attend_kernel {
                 let (pairs, last) = k.as_chunks::<2>();
                 for (i, k) in pairs.iter().enumerate() {
                     if is_first {
-                        ask(k.as_flattened());
+                        ask(k.as_flattened(), PREFETCH_BYTES);
                     }
-                    let found = dots(q, k);
+                    let found = dots(q, k, scale);
                     for h in 0..N {
-                        scores[h][2 * i] = found[h][0] * scale;
-                        scores[h][2 * i + 1] = found[h][1] * scale;
+                        scores[h].as_chunks_mut().0[i] = found[h];
                     }
                 }
                 if let [last] = last {
-                    let found = dots(q, &[*last]);
+                    let found = dots(q, &[*last], scale);
                     for h in 0..N {
-                        scores[h][2 * pairs.len()] = found[h][0] * scale;
+                        scores[h][2 * pairs.len()] = found[h][0];
                     }
                 }
             }
 
-            /// The products of `N` heads with `P` keys, register by register of the blocks, so that all sums have one.
+            /// `scale` times the products of `N` heads with `P` keys, register by register of the blocks, so that all sums have one.
             #[inline]
             $(#[$isa])*
             fn dots<const N: usize, const P: usize, const B: usize>(
                 q: &[[[f32; 32]; B]; N],
                 k: &[[Lanes; B]; P],
+                scale: f32,
             ) -> [[f32; P]; N] {
                 let mut dots = [[splat(0.0); P]; N];
                 for i in 0..REGISTERS {
@@ -230,6 +230,9 @@ macro_rules! attend_kernel {
                 }
                 for (found, dot) in found_others.iter_mut().zip(others) {
                     *found = sum(*dot);
+                }
+                for score in found.as_flattened_mut() {
+                    *score *= scale;
                 }
                 found
             }
@@ -287,8 +290,8 @@ macro_rules! attend_kernel {
                         }
                         for (p, v) in v.iter().enumerate() {
                             let v = &v[block + c];
-                            if is_first && start == 0 {
-                                ask(std::slice::from_ref(v));
+                            if is_first && start + WIDE == REGISTERS {
+                                ask(std::slice::from_ref(v), POSITIONS * size_of::<[Lanes; B]>());
                             }
                             for i in 0..WIDE {
                                 let v = $at(v, start + i);
