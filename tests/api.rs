@@ -133,3 +133,22 @@ fn a_slot_survives_the_server() {
         assert_eq!(reply.status, status, "{}", reply.body);
     }
 }
+
+/// A request may do without guesses; the text stays what it was.
+#[test]
+fn a_request_switches_guesses_off() {
+    let server = Server::ready(&["--parallel", "1", "--spec", "ngram"]);
+    let mut body = json!({
+        "prompt": "The cat sat on the mat. The dog ran to the park. ".repeat(4),
+        "n_predict": 200, "ignore_eos": true, "temperature": 0, "cache_prompt": false,
+    });
+    let guessed = server.post("/completion", &body).json();
+    assert!(
+        guessed["timings"]["draft_n"].as_u64() > Some(0),
+        "{guessed}"
+    );
+    body["speculative.n_max"] = json!(0);
+    let drawn = server.post("/completion", &body).json();
+    assert_eq!(drawn["content"], guessed["content"]);
+    assert_eq!(drawn["timings"]["draft_n"].as_u64().unwrap_or(0), 0);
+}

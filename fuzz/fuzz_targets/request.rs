@@ -134,7 +134,7 @@ fn card(folder: &std::path::Path) -> ModelCard {
         slots: SLOTS,
         slot_context: SLOT_CONTEXT,
         prefill_batch: 64,
-        speculative: false,
+        draft_max: 0,
         kernel: "i2_s/scalar".into(),
         threads: 1,
         tenure: Arc::new(Tenure::new(0, || {})),

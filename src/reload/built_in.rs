@@ -89,7 +89,7 @@ impl Served {
             slots: self.plan.slots.value,
             slot_context: self.plan.slot_context.value,
             prefill_batch: self.plan.prefill_batch.value,
-            speculative: self.settings.draft_max() > 0,
+            draft_max: self.settings.draft_max(),
             kernel: self.plan.kernel.value.to_string(),
             threads: self.plan.threads(),
             tenure: Arc::clone(&self.tenure),

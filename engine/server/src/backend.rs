@@ -43,6 +43,8 @@ pub struct Job {
     pub sampling: SamplingParams,
     /// Report how likely each prompt token but the first is, with this many alternatives.
     pub prompt_probs: Option<u32>,
+    /// Most tokens to guess ahead; `None`: as many as the engine may.
+    pub draft_max: Option<usize>,
     /// [`Tenure::number`] of the model whose tokens these are.
     pub tenure: u64,
 }

@@ -146,6 +146,7 @@ impl Choice {
             n_keep: usize::try_from(self.params.n_keep).unwrap_or(self.prompt.len()),
             sampling,
             prompt_probs: self.params.prompt_probs,
+            draft_max: self.params.draft_max,
             tenure: self.model.card.tenure.number(),
         }
     }

@@ -27,8 +27,8 @@ pub struct ModelCard {
     pub slot_context: usize,
     /// Most prompt tokens evaluated in one step.
     pub prefill_batch: usize,
-    /// Tokens are guessed ahead.
-    pub speculative: bool,
+    /// Most tokens guessed ahead in a step; 0: none.
+    pub draft_max: usize,
     /// Kernel by name, `i2_s/avx2`.
     pub kernel: String,
     /// Decode threads.

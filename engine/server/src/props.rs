@@ -75,6 +75,7 @@ fn default_settings(model: &Model) -> Value {
         "n_keep": config.n_keep,
         "stream": false,
         "cache_prompt": config.cache_prompt,
+        "speculative.n_max": model.card.draft_max,
     })));
     let mut settings = Map::new();
     settings.insert("params".into(), Value::Object(params.clone()));
@@ -100,7 +101,7 @@ pub(crate) async fn slots(State(app): State<Arc<App>>, uri: Uri) -> Result<Respo
     }
     let shown: Value = slots
         .iter()
-        .map(|slot| slot_json(slot, model.card.slot_context, model.card.speculative))
+        .map(|slot| slot_json(slot, model.card.slot_context, model.card.draft_max > 0))
         .collect();
     Ok(reply::ok(&shown))
 }

@@ -46,6 +46,8 @@ pub(crate) struct Params {
     pub(crate) echo: bool,
     /// Report how likely each token of the prompt is, with this many alternatives.
     pub(crate) prompt_probs: Option<u32>,
+    /// Most tokens to guess ahead.
+    pub(crate) draft_max: Option<usize>,
     pub(crate) sse_ping: Duration,
 }
 
@@ -80,6 +82,9 @@ impl Params {
         let echo = fields.bool("echo")?.unwrap_or(false) && dialect == Dialect::Text;
         Ok(Params {
             prompt_probs: (echo && sampling.n_probs > 0).then_some(sampling.n_probs),
+            draft_max: fields
+                .int(&["speculative.n_max"], i64::MIN, i64::MAX)?
+                .map(|n| n.max(0) as usize),
             echo,
             sampling,
             max_tokens: read_max_tokens(&fields, config)?,
@@ -179,6 +184,11 @@ fn warn_of_what_is_ignored(fields: &Fields<'_>) {
     }
     if is_set("penalize_nl", |value| value.as_bool() == Some(true)) {
         tracing::debug!("`penalize_nl` has no effect: newlines are penalized like other tokens");
+    }
+    for name in ["speculative.n_min", "speculative.p_min"] {
+        if is_set(name, not_positive) {
+            tracing::debug!("`{name}` has no effect: how many guesses pay is measured");
+        }
     }
 }
 

@@ -86,6 +86,8 @@ pub(crate) fn sampling_json(sampling: &SamplingParams) -> Map<String, Value> {
 pub(crate) fn settings_json(params: &Params, seed: u32, model: &Model) -> Value {
     let mut out = sampling_json(&params.sampling);
     let max_tokens = params.max_tokens.map_or(-1, i64::from);
+    let draft_max = params.draft_max.unwrap_or(usize::MAX);
+    let draft_max = draft_max.min(model.card.draft_max);
     out.extend(object(json!({
         "n_predict": max_tokens,
         "max_tokens": max_tokens,
@@ -100,10 +102,11 @@ pub(crate) fn settings_json(params: &Params, seed: u32, model: &Model) -> Value 
         "reasoning_format": "none",
         "reasoning_in_content": false,
         "generation_prompt": "",
-        "speculative.types": match model.card.speculative {
-            true => "ngram-simple",
-            false => "none",
+        "speculative.types": match draft_max {
+            0 => "none",
+            _ => "ngram-simple",
         },
+        "speculative.n_max": draft_max,
         "timings_per_token": params.timings_per_token,
         "backend_sampling": false,
         "lora": [],

@@ -425,6 +425,7 @@ fn job(prompt: &[u32], seed: u32, max_tokens: Option<u32>) -> Job {
             ..SamplingParams::default()
         },
         prompt_probs: None,
+        draft_max: None,
         tenure: 0,
     }
 }

@@ -80,6 +80,7 @@ impl Work {
             n_keep: 0,
             sampling: SamplingParams::default(),
             prompt_probs: None,
+            draft_max: None,
             tenure: job.tenure,
         };
         Work {
@@ -162,7 +163,7 @@ impl Work {
             carried: self.carried.clone(),
             // All of them were reported before the first token.
             prompt_probs: self.job.prompt_probs.filter(|_| self.produced == 0),
-            draft_max: None,
+            draft_max: self.job.draft_max,
         }))
     }
 

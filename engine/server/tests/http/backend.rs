@@ -125,6 +125,7 @@ impl Backend for ScriptedBackend {
             n_keep: 0,
             sampling: SamplingParams::default(),
             prompt_probs: None,
+            draft_max: None,
             tenure: job.tenure,
         };
         let handle = self.play(evaluation, Some(pooling))?;

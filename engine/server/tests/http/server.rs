@@ -147,7 +147,7 @@ fn card_of(shape: &Shape) -> ModelCard {
         slots: SLOTS,
         slot_context: SLOT_CONTEXT,
         prefill_batch: 64,
-        speculative: false,
+        draft_max: 5,
         kernel: "i2_s/scalar".into(),
         threads: 1,
         tenure: Arc::new(Tenure::new(0, || {})),

@@ -350,6 +350,45 @@ fn fields_reach_the_engine() {
     assert!(job.cache_prompt);
 }
 
+/// The server under test guesses at most five tokens ahead.
+#[test]
+fn guesses_are_limited_by_the_request() {
+    let server = Server::start();
+    server.says("x");
+    for (asked, job, shown) in [
+        (json!({}), None, 5),
+        (json!({ "speculative.n_max": 0 }), Some(0), 0),
+        (json!({ "speculative.n_max": -1 }), Some(0), 0),
+        (
+            json!({ "speculative.n_max": 3, "speculative.n_min": 2, "speculative.p_min": 0.75 }),
+            Some(3),
+            3,
+        ),
+        (json!({ "speculative.n_max": 16 }), Some(16), 5),
+    ] {
+        let mut body = asked.clone();
+        body["prompt"] = json!("p");
+        let json = server.post("/completion", body).json();
+        assert_eq!(server.backend.last_job().draft_max, job, "{asked}");
+        let settings = &json["generation_settings"];
+        assert_eq!(settings["speculative.n_max"], shown, "{asked}");
+    }
+    let defaults = &server.get("/props").json()["default_generation_settings"];
+    assert_eq!(defaults["params"]["speculative.n_max"], 5);
+    for name in [
+        "speculative.n_max",
+        "speculative.n_min",
+        "speculative.p_min",
+    ] {
+        let mut body = json!({ "prompt": "p" });
+        body[name] = json!("many");
+        let reply = server.post("/completion", body);
+        assert_eq!(reply.status, 400, "{name}");
+        let message = &reply.json()["error"]["message"];
+        assert!(message.as_str().unwrap().contains(name), "{message}");
+    }
+}
+
 #[test]
 fn defaults_come_from_the_settings() {
     let config = ServerConfig {
