@@ -251,13 +251,28 @@ pub(super) fn byte_products(rounds: usize) -> i32 {
 /// The four groups of 32 codes of a block, in the order of their columns.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn unpack(packed: __m256i) -> [__m256i; 4] {
+fn unpack(packed: __m256i) -> [__m256i; 4] {
     let low = _mm256_set1_epi8(3);
     [
         _mm256_and_si256(_mm256_srli_epi16::<6>(packed), low),
         _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low),
         _mm256_and_si256(_mm256_srli_epi16::<2>(packed), low),
         _mm256_and_si256(packed, low),
+    ]
+}
+
+/// The four groups of 32 codes of a block, in the order of their columns, with one shift for all: the first and the third lie
+/// two bits higher, so that they count four times.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn masked_codes(packed: __m256i) -> [__m256i; 4] {
+    let (once, four_times) = (_mm256_set1_epi8(3), _mm256_set1_epi8(3 << 2));
+    let first = _mm256_srli_epi16::<4>(packed);
+    [
+        _mm256_and_si256(first, four_times),
+        _mm256_and_si256(first, once),
+        _mm256_and_si256(packed, four_times),
+        _mm256_and_si256(packed, once),
     ]
 }
 

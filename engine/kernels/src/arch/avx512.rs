@@ -3,7 +3,6 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::tiles::token_panel;
 use super::{LINE_BYTES, PREFETCH_BYTES, finish, prefetch_line};
 use crate::QuantRows;
 use crate::screen::{PLANE_BYTES, PLANE_COLS};

@@ -8,19 +8,22 @@ pub(super) use super::avx2::{
     f32_row, gelu_mul, plane_sums, q4_0_matmul, q4_0_row, q6_k_matmul, q6_k_row, q8_0_matmul,
     q8_0_row, quantize, relu2_mul, rms_norm, silu_mul, softmax, store_f16, store_q6_k, store_q8_0,
 };
-use super::avx2::{load_activations, load_bytes, sum_i32, unpack};
+use super::avx2::{load_activations, load_bytes, masked_codes, sum_i32};
 use super::finish;
-use super::tiles::token_panel;
 use crate::QuantRows;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 
-/// A tile: six sums, three codes, three packed blocks, one activation of sixteen registers. With three tokens it is slower by a third.
-const ROWS: usize = 3;
-const TOKENS: usize = 2;
+/// A tile: two sums for each of two rows and three tokens, twelve that don't wait for each other, of sixteen registers. Eight,
+/// with two tokens, still leave room for codes.
+const ROWS: usize = 2;
+const TOKENS: usize = 3;
 const CHAINS: usize = 4;
 const TILES_FROM: usize = 2;
 
-type Lanes = __m256i;
+/// Products with codes as they are, and with codes that lie two bits higher: four times too large, until [`sum_tile`].
+///
+/// A lane adds up eight products of a block, each up to 4 · 3 · 128: 402,653,184 of the most columns that a matrix has.
+type Lanes = [__m256i; 2];
 
 tiled_matmul!(#[target_feature(enable = "avx2,fma,f16c,avxvnni")]);
 
@@ -35,35 +38,60 @@ unsafe fn step<const R: usize, const T: usize>(
     sums: &mut [[Lanes; R]; T],
 ) {
     for part in 0..4 {
-        let mut codes = [no_lanes(); R];
+        let mut codes = [_mm256_setzero_si256(); R];
         for r in 0..R {
             // SAFETY: the caller promised it.
-            codes[r] = unpack(load_bytes(unsafe { rows[r].get_unchecked(i) }))[part];
+            let mut packed = unsafe { rows[r].get_unchecked(i) };
+            if R * T > 4 {
+                packed = unknown(packed);
+            }
+            codes[r] = masked_codes(load_bytes(packed))[part];
         }
         for t in 0..T {
             // SAFETY: the caller promised it.
             let x = load_activations(unsafe { x[t].get_unchecked(i) }, part);
             for r in 0..R {
-                sums[t][r] = _mm256_dpbusd_avx_epi32(sums[t][r], codes[r], x);
+                let sum = &mut sums[t][r][1 - part % 2];
+                *sum = _mm256_dpbusd_avx_epi32(*sum, codes[r], x);
             }
         }
+    }
+}
+
+/// The same bytes, of which the compiler knows nothing: it loads them again for each part, where it would keep parts of a tile
+/// in registers that its sums need.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn unknown(packed: &[u8; BLOCK_BYTES]) -> &[u8; BLOCK_BYTES] {
+    let mut at: *const [u8; BLOCK_BYTES] = packed;
+    // SAFETY: no instruction, so it stays the address of `packed`.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) at, options(readonly, nostack, preserves_flags));
+        &*at
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 fn no_lanes() -> Lanes {
-    _mm256_setzero_si256()
+    [_mm256_setzero_si256(); 2]
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 fn add_lanes(a: Lanes, b: Lanes) -> Lanes {
-    _mm256_add_epi32(a, b)
+    [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])]
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 fn sum_tile<const R: usize, const T: usize>(sums: &[[Lanes; R]; T]) -> [[i32; R]; T] {
-    sums.map(|sums| sums.map(|sum| sum_i32(sum)))
+    let mut found = [[0; R]; T];
+    for (found, sums) in found.iter_mut().zip(sums) {
+        for (found, [once, four_times]) in found.iter_mut().zip(sums) {
+            let once_more = _mm256_srai_epi32::<2>(*four_times);
+            *found = sum_i32(_mm256_add_epi32(*once, once_more));
+        }
+    }
+    found
 }

@@ -5,7 +5,6 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::tiles::token_panel;
 use super::{PREFETCH_BYTES, finish};
 use crate::QuantRows;
 use crate::screen::PLANE_BYTES;

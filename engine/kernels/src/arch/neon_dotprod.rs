@@ -7,7 +7,6 @@ use std::ops::Range;
 
 use super::finish;
 pub(super) use super::neon::*;
-use super::tiles::token_panel;
 use crate::QuantRows;
 use crate::screen::PLANE_BYTES;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};

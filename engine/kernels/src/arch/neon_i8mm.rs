@@ -7,7 +7,6 @@ use std::arch::asm;
 use super::finish;
 use super::neon_dotprod;
 pub(super) use super::neon_dotprod::*;
-use super::tiles::token_panel;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 use crate::{QuantRow, QuantRows};
 
@@ -16,6 +15,8 @@ const ROW_PAIRS: usize = 4;
 const TOKEN_PAIRS: usize = 4;
 /// From so many tokens on, tiles pay.
 const TILES_FROM: usize = 4;
+/// Bytes of activations that should stay in the second-level cache while all rows pass by.
+const PANEL_BYTES: usize = 256 << 10;
 
 /// What a tile multiplies: some rows and tokens, of which it takes the last one again where they end too early.
 #[derive(Clone, Copy)]
@@ -36,7 +37,7 @@ pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&m
         return neon_dotprod::matmul_i2_s(codes, scale, x, out);
     }
     let rows = codes.len() / (x.cols() / 4);
-    let panel = token_panel(x.cols(), 2 * TOKEN_PAIRS);
+    let panel = (PANEL_BYTES / x.cols() / (2 * TOKEN_PAIRS)).max(1) * 2 * TOKEN_PAIRS;
     for first in (0..x.len()).step_by(panel) {
         let tokens = x.len().min(first + panel);
         let operands = Operands {

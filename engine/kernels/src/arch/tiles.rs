@@ -5,19 +5,9 @@
 //! `sum_tile(sums)`, the sum of each; `TILES_FROM`, from how many tokens on several rows pay; and `step(rows, x, i, sums)`, which adds the
 //! products of block `i`, a number below the length of all slices, to `sums[t][r]`.
 
-/// Bytes of activations that should stay in the second-level cache while all rows pass by.
-const PANEL_BYTES: usize = 256 << 10;
-
-/// Tokens per pass over the weights.
-pub(super) fn token_panel(cols: usize, tile: usize) -> usize {
-    (PANEL_BYTES / cols / tile).max(1) * tile
-}
-
-/// Up to so many tokens, weights come from memory once for all, and tokens are taken by as many as stay in the first-level cache.
-pub(super) const FEW: usize = 16;
-/// Bytes of activations that stay there while rows pass by.
+/// Bytes of activations that stay in the first-level cache while rows pass by.
 const NEAR_BYTES: usize = 32 << 10;
-/// Rows whose weights wait in the second-level cache for the tokens that come next; whole tiles of three and of four.
+/// Rows whose weights wait in the second-level cache for the tokens that come next; whole tiles of two and of four.
 pub(super) const NEAR_ROWS: usize = 60;
 
 /// Tokens that a block of rows meets together.
@@ -27,19 +17,12 @@ pub(super) fn near_tokens(cols: usize, tile: usize) -> usize {
 
 macro_rules! tiled_matmul {
     ($(#[$isa:meta])*) => {
-        /// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`.
+        /// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`: a block of rows, which comes from memory once, with as
+        /// many tokens at a time as stay in the first-level cache.
         $(#[$isa])*
         pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
             if x.len() < TILES_FROM {
                 return rows::<1, CHAINS>(codes, scale, x, 0..x.len(), 0, out);
-            }
-            if x.len() > super::tiles::FEW {
-                let panel = token_panel(x.cols(), TOKENS);
-                for first in (0..x.len()).step_by(panel) {
-                    let tokens = first..x.len().min(first + panel);
-                    rows::<ROWS, 1>(codes, scale, x, tokens, 0, out);
-                }
-                return;
             }
             let near = super::tiles::near_tokens(x.cols(), TOKENS);
             let blocks = codes.chunks(super::tiles::NEAR_ROWS * x.cols() / 4);
