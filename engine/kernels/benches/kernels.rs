@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_kernels::probe::{PRODUCTS_PER_ROUND, byte_products, read_all};
 use bitnet_kernels::{
-    Attend, DenseMatrix, DenseType, Kernel, PackedMatrix, Packing, QuantRows, SharedBytes,
+    Attend, DenseMatrix, DenseType, Kernel, PackedMatrix, Packing, QuantRows, Query, Screen,
+    ScreenedHead, SharedBytes,
 };
 
 const ROUNDS: usize = 7;
@@ -86,6 +87,7 @@ fn main() {
             .map(|i| ((i * 7) >> 3) as u8 & 0xaa)
             .collect::<Vec<u8>>(),
     );
+    let screened = screened(&large);
     let kernels = Kernel::available();
     let mut lines = bandwidth(&large);
     lines.extend(peak());
@@ -101,6 +103,7 @@ fn main() {
             continue;
         }
         lines.extend(head(*kernel, &large));
+        lines.extend(screening(*kernel, &screened));
         lines.push(attention(*kernel, "in caches", 1));
         lines.push(attention(*kernel, "from memory", 64));
     }
@@ -288,6 +291,61 @@ fn head(kernel: Kernel, large: &SharedBytes) -> Vec<Line<'static>> {
         (DenseType::Q6_K, 1),
     ];
     lines.into_iter().map(line).collect()
+}
+
+/// A head whose planes are more than the caches hold.
+fn screened(large: &SharedBytes) -> ScreenedHead {
+    let (rows, cols) = (48 << 10, 2560);
+    let bytes = large
+        .slice(0..2 * rows * cols)
+        .expect("the rows are inside");
+    let matrix = DenseMatrix::new(bytes, DenseType::F16, rows, cols).expect("the shape fits");
+    let plane = vec![0; ScreenedHead::plane_bytes(rows, cols)];
+    let mut head = ScreenedHead::new(matrix, [plane.clone(), plane]);
+    let (kernel, mut scratch) = (Kernel::best(), Vec::new());
+    for rows in head.unmade_rows(rows, 64) {
+        rows.make(kernel, &mut scratch);
+    }
+    head.accept(rows);
+    head
+}
+
+/// Bounds of all rows by the high plane, for one query and for several; and of rows here and there by the low plane, too.
+fn screening(kernel: Kernel, head: &ScreenedHead) -> Vec<Line<'_>> {
+    const PART: usize = 128;
+    let (rows, cols) = (head.matrix().rows(), head.matrix().cols());
+    let query = |n: usize| {
+        let mut query = Query::default();
+        query.set(
+            &(0..cols)
+                .map(|i| (i * (n + 1)) as f32 * 0.37)
+                .map(f32::sin)
+                .collect::<Vec<_>>(),
+        );
+        query
+    };
+    let line = |n: usize| {
+        let queries: Vec<Query> = (0..n).map(query).collect();
+        let mut out = vec![vec![0.0; PART]; n];
+        let mut parts = (0..rows / PART).cycle();
+        let name = format!("{kernel}, screening, {n} queries");
+        Line::multiply_adds(name, PART * cols * n, move || {
+            let part = parts.next().expect("the cycle has parts") * PART;
+            let queries: Vec<&Query> = queries.iter().collect();
+            let mut out: Vec<&mut [f32]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+            head.lower_bounds(kernel, Screen::Exact, part..part + PART, &queries, &mut out);
+        })
+    };
+    let mut lines: Vec<Line<'_>> = [1, 2, 4, 8].into_iter().map(line).collect();
+    let (query, mut row) = (query(0), 0);
+    let name = format!("{kernel}, screening, rows refined");
+    lines.push(Line::multiply_adds(name, cols, move || {
+        // None reaches the threshold; as far apart as they are in a search.
+        black_box(head.refine(kernel, row, &query, 0.0, f32::MAX));
+        row = (row + 50) % (rows - 200);
+        head.prefetch_row(row + 100);
+    }));
+    lines
 }
 
 /// Four query heads of 128 over 4,096 positions.

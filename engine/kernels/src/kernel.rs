@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use crate::arch::Runnable;
 use crate::lookup;
+use crate::screen::PLANE_COLS;
 use crate::{
     Attend, CacheCell, DenseMatrix, PackedMatrix, Q6Block, Q8Block, QuantRowMut, QuantRows, Score,
     Weigh,
@@ -214,24 +215,22 @@ impl Kernel {
 
 /// Nibble planes of a screened head.
 impl Kernel {
-    /// `out[n][r] = Σ nibble·(128·high + low)` for each row of `plane` and each query, its high and its low part; blocks as
-    /// `screen` describes them.
-    pub(crate) fn plane_sums<const N: usize>(
-        self,
-        plane: &[u8],
-        queries: [[&[i8]; 2]; N],
-        out: [&mut [i32]; N],
-    ) {
-        let (cols, rows) = (queries[0][0].len(), out[0].len());
+    /// `out[n][r] = Σ nibble·x[n]` for each row `r` of `plane`; blocks as `screen` describes them.
+    pub(crate) fn plane_sums(self, plane: &[u8], x: &[&[i8]], out: &mut [&mut [i32]]) {
+        assert_eq!(x.len(), out.len(), "out must be [x.len()][rows]");
+        let (Some(first), Some(sums)) = (x.first(), out.first()) else {
+            return;
+        };
+        let (cols, rows) = (first.len(), sums.len());
         assert!(
-            queries.iter().flatten().all(|part| part.len() == cols),
-            "queries have two parts of one length"
+            cols > 0 && cols.is_multiple_of(PLANE_COLS) && x.iter().all(|x| x.len() == cols),
+            "x must be whole blocks of one length"
         );
         assert!(
             out.iter().all(|out| out.len() == rows) && plane.len() == rows * cols / 2,
             "plane must be [out[n].len()] rows"
         );
-        self.isa.plane_sums(plane, queries, out);
+        self.isa.plane_sums(plane, x, out);
     }
 }
 

@@ -6,23 +6,34 @@
 //! is filled up. A query h is `128·a + b` times its own scale, a and b int8 (15 bits in all). Products of planes and
 //! query are i32 and exact.
 //!
-//! Bounds. With ĥ the quantised query, the logit `w·h` differs from the estimate of the high plane by
+//! The part a alone is the query in 8 bits. It is rounded up or down by chance, in proportion to the distances (dithered, by numbers
+//! fixed for each column), so that its rounding has nothing to do with the query or the rows.
+//!
+//! Bounds. With ĥ the quantised query, in 15 bits or in 8, the logit `w·h` differs from the estimate of the high plane by
 //! `r4·ĥ + w·(h - ĥ)`, from that of both planes by `r8·ĥ + w·(h - ĥ)`, where r4 and r8 are what the planes leave of w; and
 //! from the f32 sum in its fixed order by at most [`rounding`]`·|w|·|h|`, which also covers the f32 arithmetic here.
 //! - `|r8·ĥ| <= |r8|·|ĥ|` and `|w·(h - ĥ)| <= |w|·|h - ĥ|`: Cauchy-Schwarz, always true.
 //! - `|r4·ĥ| <= 8 sigma` with `sigma = max(|r4|/√cols, scale·16/√12)·|ĥ|`: true with probability 1 - 1.2e-15 for each row
 //!   if roundings are independent of the query; for 128,256 rows a wrong candidate set in about one of 6e9 tokens. A
-//!   query whose observed errors exceed 6 sigma is not [trusted](Refined) and screened again with both planes.
-//! - `|r8·ĥ| <= 8 sigma` with `sigma = max(|r8|/√cols, scale/√12)·|ĥ|`: likewise, for the rows left, about a tenth of all. Six times
+//!   query whose observed errors exceed 5 sigma is not [trusted](Refined) and screened again with both planes.
+//! - `|w·(128·a + b - 128·a)| <= 4.5·128·|w|`, in units of the query's scale, with ĥ in 8 bits: each column's rounding is independent, has the mean 0 and lies in an interval of
+//!   128, so it is false with a probability of 2·exp(-2·4.5²) = 5e-18 at most (Hoeffding 1963, theorem 2). A query
+//!   whose largest number is so large beside the others that this is too wide is read in 15 bits.
+//! - `|r8·ĥ| <= 8 sigma` with `sigma = max(|r8|/√cols, scale/√12)·|ĥ|`: likewise, for the rows left, one or two of a hundred. Six times
 //!   narrower than Cauchy-Schwarz at 2560 columns, so that few rows of the matrix are read. The errors of those are looked at, too.
 
 use std::ops::Range;
 
-use crate::{DenseMatrix, Kernel};
+use crate::query::{Query, Reading};
+use crate::{DenseMatrix, Kernel, Peaks};
 
 /// Columns of a block of a plane, and its bytes.
 pub(crate) const PLANE_COLS: usize = 64;
 pub(crate) const PLANE_BYTES: usize = 32;
+/// Rows of a plane whose sums wait for their bounds.
+pub(crate) const PLANE_ROWS: usize = 64;
+/// Vectors that meet these rows together.
+const PLANE_VECTORS: usize = 8;
 /// Most columns: sums of 15 · 16,256 per column fit an i32.
 const MOST_COLS: usize = 8192;
 /// Largest |u - 136|: with rounding in the low plane's favour, 16 · 15 + 15 is the top.
@@ -30,21 +41,20 @@ const LARGEST_CODE: f32 = 119.0;
 /// Of every u, so that nibbles have no sign.
 const CODE_OFFSET: f32 = 136.0;
 /// Of every nibble of either plane.
-const NIBBLE_OFFSET: i32 = 8;
-/// Largest value of a quantised query: 127 · 128.
-const LARGEST_QUERY: f32 = 16_256.0;
+pub(crate) const NIBBLE_OFFSET: i32 = 8;
 /// Standard deviations between estimate and logit that the high plane alone must allow for.
 const SIGMAS: f32 = 8.0;
-/// Share of them that makes a query suspicious when an observed error exceeds it.
-const SUSPICIOUS: f32 = 0.75;
+/// Share of them that makes a query suspicious when an observed error exceeds it: 5 sigma, which one query in a thousand has by chance
+/// among the some thousand rows that are looked at.
+const SUSPICIOUS: f32 = 0.625;
 /// Standard deviation of a number spread evenly over 16 steps: 16/√12.
 const EVEN_SPREAD: f32 = 4.618_803;
 /// 1.5 · 2^23: adding it rounds to an integer, ties to even.
-const ROUND: f32 = 12_582_912.0;
+pub(crate) const ROUND: f32 = 12_582_912.0;
 /// Rows and queries whose largest number is smaller are not scaled.
-const SMALLEST: f32 = 1e-15;
+pub(crate) const SMALLEST: f32 = 1e-15;
 /// Norms are sums of f32 in some order: rounded up by this factor they are upper bounds.
-const NORM_SLACK: f32 = 1.0 + 1.0 / 4096.0;
+pub(crate) const NORM_SLACK: f32 = 1.0 + 1.0 / 4096.0;
 /// `|w|·|h|` beyond which a logit might not be finite.
 const LARGEST_LOGIT: f32 = 1e37;
 
@@ -56,8 +66,8 @@ fn rounding(cols: usize) -> f32 {
 /// How sure a candidate set is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Screen {
-    /// The high plane for all rows, the low plane for those that pass 8 standard deviations of its rounding, the matrix for
-    /// those that pass 8 of both planes'.
+    /// The high plane and the query in 8 bits for all rows, both planes and 15 bits for those that pass 8 standard deviations of the
+    /// planes' rounding, the matrix for those that pass 8 of both planes'.
     Exact,
     /// Both planes for all rows, bounds by Cauchy-Schwarz only.
     Proven,
@@ -103,7 +113,7 @@ pub struct UnmadeRows<'a> {
 /// What a margin allows for.
 #[derive(Clone, Copy)]
 enum Margin {
-    /// 8 sigma of the high plane.
+    /// 8 sigma of the high plane, and the query as it is read for all rows.
     Coarse,
     /// 8 sigma of both planes.
     Likely,
@@ -111,23 +121,10 @@ enum Margin {
     Certain,
 }
 
-/// A vector that is multiplied with all rows.
-#[derive(Clone, Default, Debug)]
-pub struct Query {
-    high: Vec<i8>,
-    low: Vec<i8>,
-    sum: i32,
-    scale: f32,
-    /// At least |h| and |ĥ|.
-    norm: f32,
-    /// At least |h - ĥ|.
-    error: f32,
-}
-
 /// A row after a look at the low plane.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Refined {
-    /// No logit of the row is below.
+    /// The logit of the row is not below.
     pub lower: f32,
     /// False when the high plane's error is so large that the 8 sigma of this query are not to be trusted.
     pub trusted: bool,
@@ -225,48 +222,89 @@ impl ScreenedHead {
 
     /// Whether bounds hold for this query: all numbers finite, none absurdly large or small.
     pub fn can_screen(&self, query: &Query) -> bool {
-        self.is_made() && query.scale > 0.0 && self.largest.norm * query.norm < LARGEST_LOGIT
+        self.is_made()
+            && query.fine.scale > 0.0
+            && self.largest.norm * query.fine.norm < LARGEST_LOGIT
     }
 
     /// For each query a lower bound of the logit of each row of `rows`, which [`width`](Self::width) turns into the upper
-    /// bound. One walk over the planes for all; more than four do not compile.
+    /// bound. The rows should fit a cache: eight queries at a time walk over them.
     ///
     /// # Panics
-    /// When an `out[n]` is not `[rows]` or `rows` is out of range.
-    pub fn lower_bounds<const N: usize>(
+    /// When there are not as many of both, an `out[n]` is not `[rows]`, or `rows` is out of range.
+    pub fn lower_bounds(
         &self,
         kernel: Kernel,
         screen: Screen,
         rows: Range<usize>,
-        queries: [&Query; N],
-        mut out: [&mut [f32]; N],
+        queries: &[&Query],
+        out: &mut [&mut [f32]],
     ) {
-        /// Rows whose sums wait between planes and bounds.
-        const BLOCK: usize = 64;
-        for out in &out {
+        assert_eq!(queries.len(), out.len(), "bounds for each query");
+        for out in &*out {
             assert_eq!(rows.len(), out.len(), "out must be [rows]");
         }
-        let mut sums = [[[0; BLOCK]; N]; 2];
-        for start in (0..rows.len()).step_by(BLOCK) {
-            let part = start..rows.len().min(start + BLOCK);
+        let (mut queries, mut out) = (queries, out);
+        while !queries.is_empty() {
+            let mut n_parts = 0;
+            let fitting = queries.iter().take_while(|query| {
+                n_parts += query.reading(screen).n_parts;
+                n_parts <= PLANE_VECTORS
+            });
+            let n = fitting.count();
+            let (these, others) = queries.split_at(n);
+            let (of_these, of_others) = out.split_at_mut(n);
+            self.lower_bounds_of_few(kernel, screen, rows.clone(), these, of_these);
+            (queries, out) = (others, of_others);
+        }
+    }
+
+    /// The same for queries that have `PLANE_VECTORS` parts at most.
+    fn lower_bounds_of_few(
+        &self,
+        kernel: Kernel,
+        screen: Screen,
+        rows: Range<usize>,
+        queries: &[&Query],
+        out: &mut [&mut [f32]],
+    ) {
+        let mut vectors: [&[i8]; PLANE_VECTORS] = Default::default();
+        let parts = queries.iter().flat_map(|query| query.parts(screen));
+        let n_parts = vectors
+            .iter_mut()
+            .zip(parts)
+            .map(|(to, from)| *to = from)
+            .count();
+        let vectors = &vectors[..n_parts];
+        let mut sums = [[[0; PLANE_ROWS]; PLANE_VECTORS]; 2];
+        let row_bytes = self.row_bytes();
+        for start in (0..rows.len()).step_by(PLANE_ROWS) {
+            let part = start..rows.len().min(start + PLANE_ROWS);
             let rows = rows.start + part.start..rows.start + part.end;
-            let [high, low] = &mut sums;
-            let planes = [(&self.high, &mut *high), (&self.low, &mut *low)];
+            let bytes = rows.start * row_bytes..rows.end * row_bytes;
             let n_planes = if screen == Screen::Proven { 2 } else { 1 };
-            for (plane, sums) in planes.into_iter().take(n_planes) {
-                let sums = sums.each_mut().map(|sums| &mut sums[..rows.len()]);
-                self.plane_sums(kernel, plane, rows.clone(), queries, sums);
+            for (plane, sums) in self.planes().into_iter().zip(&mut sums).take(n_planes) {
+                let mut sums = sums.each_mut().map(|sums| &mut sums[..rows.len()]);
+                kernel.plane_sums(&plane[bytes.clone()], vectors, &mut sums[..n_parts]);
             }
-            for (n, (query, out)) in queries.into_iter().zip(&mut out).enumerate() {
-                let sums = high[n].iter().zip(&low[n]);
-                let facts = self.rows[rows.clone()].iter().zip(sums);
-                for (out, (facts, (high, low))) in out[part.clone()].iter_mut().zip(facts) {
-                    let mut estimate = query.estimate(*high, facts.scale * 16.0);
-                    if screen == Screen::Proven {
-                        estimate += query.estimate(*low, facts.scale);
-                    }
-                    *out = estimate - self.margin(screen.margin(), facts, query);
+            let [high, low] = &sums;
+            let facts = BlockFacts::new(&self.rows[rows], screen.margin());
+            let mut first = 0;
+            for (query, out) in queries.iter().zip(&mut *out) {
+                let reading = query.reading(screen);
+                let these = first..first + reading.n_parts;
+                first = these.end;
+                let mut bounds = [0.0; PLANE_ROWS];
+                reading.add_estimates(&high[these.clone()], &facts.scale, 16.0, &mut bounds);
+                if screen == Screen::Proven {
+                    reading.add_estimates(&low[these], &facts.scale, 1.0, &mut bounds);
                 }
+                let of_query = self.error(reading);
+                for (bound, (planes, norm)) in bounds.iter_mut().zip(facts.margins()) {
+                    *bound -= planes * reading.norm + norm * of_query;
+                }
+                let out = &mut out[part.clone()];
+                out.copy_from_slice(&bounds[..out.len()]);
             }
         }
     }
@@ -281,17 +319,50 @@ impl ScreenedHead {
         2.0 * self.margin(screen.margin(), &self.largest, query)
     }
 
-    /// The lower bound by both planes, from the one by the high plane; [`refined_width`](Self::refined_width) belongs to it.
-    pub fn refine(&self, kernel: Kernel, row: usize, query: &Query, lower: f32) -> Refined {
+    /// The lower bound by both planes and all of the query, from that by the high plane and the query in 8 bits; minus infinity when the low
+    /// plane shows already that the logit is below `threshold`. [`refined_width`](Self::refined_width) belongs to it.
+    pub fn refine(
+        &self,
+        kernel: Kernel,
+        row: usize,
+        query: &Query,
+        lower: f32,
+        threshold: f32,
+    ) -> Refined {
         let facts = &self.rows[row];
-        let mut sum = [0];
-        self.plane_sums(kernel, &self.low, row..row + 1, [query], [&mut sum]);
-        let correction = query.estimate(sum[0], facts.scale);
+        let reading = query.reading(Screen::Exact);
+        let correction = self.row_estimate(kernel, &self.low, row, query, reading) * facts.scale;
+        let trusted = correction.abs() <= SUSPICIOUS * facts.coarse * reading.norm;
         let estimate = lower + self.margin(Margin::Coarse, facts, query) + correction;
-        Refined {
-            lower: estimate - self.margin(Margin::Likely, facts, query),
-            trusted: correction.abs() <= SUSPICIOUS * facts.coarse * query.norm,
+        let upper = estimate + facts.likely * reading.norm + facts.norm * self.error(reading);
+        if upper < threshold {
+            let lower = f32::NEG_INFINITY;
+            return Refined { lower, trusted };
         }
+        let [high, low] = [&self.high, &self.low]
+            .map(|plane| self.row_estimate(kernel, plane, row, query, &query.fine) * facts.scale);
+        Refined {
+            lower: 16.0 * high + low - self.margin(Margin::Likely, facts, query),
+            trusted,
+        }
+    }
+
+    /// What a row of a plane and a reading of a query come to, in steps of the row.
+    fn row_estimate(
+        &self,
+        kernel: Kernel,
+        plane: &[u8],
+        row: usize,
+        query: &Query,
+        reading: &Reading,
+    ) -> f32 {
+        let row_bytes = self.row_bytes();
+        let plane = &plane[row * row_bytes..(row + 1) * row_bytes];
+        let (mut high, mut low) = ([0], [0]);
+        let n_parts = reading.n_parts;
+        let mut sums = [&mut high[..], &mut low];
+        kernel.plane_sums(plane, &query.both_parts()[..n_parts], &mut sums[..n_parts]);
+        reading.estimate(&[high[0], low[0]][..n_parts])
     }
 
     /// `lower + refined_width(row)` is an upper bound of the logit of a row that was [refined](Self::refine).
@@ -303,43 +374,67 @@ impl ScreenedHead {
     pub fn is_likely(&self, row: usize, query: &Query, lower: f32, logit: f32) -> bool {
         let facts = &self.rows[row];
         let estimate = lower + self.margin(Margin::Likely, facts, query);
-        let of_query = self.margin(Margin::Likely, facts, query) - facts.likely * query.norm;
-        (logit - estimate).abs() <= SUSPICIOUS * facts.likely * query.norm + of_query
+        let of_planes = SUSPICIOUS * facts.likely * query.fine.norm;
+        let of_query = facts.norm * self.error(&query.fine);
+        (logit - estimate).abs() <= of_planes + of_query
     }
 
-    /// Asks for what [`refine`](Self::refine) will read.
+    /// Asks for what [`refine`](Self::refine) will read in any case.
     pub fn prefetch_row(&self, row: usize) {
         let row_bytes = self.row_bytes();
         crate::arch::prefetch_all(&self.low[row * row_bytes..(row + 1) * row_bytes]);
     }
 
     fn margin(&self, margin: Margin, facts: &RowFacts, query: &Query) -> f32 {
-        let of_planes = match margin {
-            Margin::Coarse => facts.coarse,
-            Margin::Likely => facts.likely,
-            Margin::Certain => facts.fine,
+        let reading = match margin {
+            Margin::Coarse => &query.coarse,
+            Margin::Likely | Margin::Certain => &query.fine,
         };
-        let of_query = query.error + rounding(self.matrix.cols()) * query.norm;
-        of_planes * query.norm + facts.norm * of_query
+        facts.of_planes(margin) * reading.norm + facts.norm * self.error(reading)
     }
 
-    fn plane_sums<const N: usize>(
-        &self,
-        kernel: Kernel,
-        plane: &[u8],
-        rows: Range<usize>,
-        queries: [&Query; N],
-        mut out: [&mut [i32]; N],
-    ) {
-        let row_bytes = self.row_bytes();
-        let plane = &plane[rows.start * row_bytes..rows.end * row_bytes];
-        let parts = queries.map(|query| [&query.high[..], &query.low[..]]);
-        kernel.plane_sums(plane, parts, out.each_mut().map(|out| &mut **out));
-        for (query, out) in queries.into_iter().zip(out) {
-            for sum in out {
-                *sum -= NIBBLE_OFFSET * query.sum;
-            }
+    /// What the reading of a query is off, and rounding, for a row of length 1.
+    fn error(&self, reading: &Reading) -> f32 {
+        reading.error + rounding(self.matrix.cols()) * reading.norm
+    }
+}
+
+impl RowFacts {
+    /// What the planes can be off for |ĥ| = 1.
+    fn of_planes(&self, margin: Margin) -> f32 {
+        match margin {
+            Margin::Coarse => self.coarse,
+            Margin::Likely => self.likely,
+            Margin::Certain => self.fine,
         }
+    }
+}
+
+/// Facts of some rows, each kind side by side.
+struct BlockFacts {
+    scale: [f32; PLANE_ROWS],
+    planes: [f32; PLANE_ROWS],
+    norm: [f32; PLANE_ROWS],
+}
+
+impl BlockFacts {
+    /// Of each row, what belongs to |ĥ| and to the error of h.
+    fn margins(&self) -> impl Iterator<Item = (f32, f32)> {
+        self.planes.into_iter().zip(self.norm)
+    }
+
+    fn new(rows: &[RowFacts], margin: Margin) -> Self {
+        let mut block = BlockFacts {
+            scale: [0.0; PLANE_ROWS],
+            planes: [0.0; PLANE_ROWS],
+            norm: [0.0; PLANE_ROWS],
+        };
+        for (r, facts) in rows.iter().enumerate() {
+            block.scale[r] = facts.scale;
+            block.planes[r] = facts.of_planes(margin);
+            block.norm[r] = facts.norm;
+        }
+        block
     }
 }
 
@@ -450,7 +545,7 @@ fn make_row(w: &[f32], cols: usize, high: &mut [u8], low: &mut [u8]) -> RowFacts
 }
 
 /// max |x|; not finite when some x is not.
-fn largest_magnitude(x: &[f32]) -> f32 {
+pub(crate) fn largest_magnitude(x: &[f32]) -> f32 {
     // The bits of |x| order as integers; NaN is above infinity.
     let bits = x
         .iter()
@@ -458,95 +553,23 @@ fn largest_magnitude(x: &[f32]) -> f32 {
     f32::from_bits(bits)
 }
 
-impl Query {
-    /// Takes `h`, `[cols]`. One that is zero, too small or not finite [can't be screened](ScreenedHead::can_screen).
-    pub fn set(&mut self, h: &[f32]) {
-        let len = h.len().next_multiple_of(PLANE_COLS);
-        self.high.clear();
-        self.low.clear();
-        self.high.resize(len, 0);
-        self.low.resize(len, 0);
-        let largest = largest_magnitude(h);
-        if !(SMALLEST..SMALLEST.recip()).contains(&largest) {
-            self.scale = 0.0;
-            return;
-        }
-        let inverse = LARGEST_QUERY / largest;
-        self.scale = largest / LARGEST_QUERY;
-        self.sum = 0;
-        let (mut squares, mut errors) = (0.0f64, 0.0f64);
-        for ((h, high), low) in h.iter().zip(&mut self.high).zip(&mut self.low) {
-            let code = (h * inverse + ROUND) - ROUND;
-            let upper = (code / 128.0 + ROUND) - ROUND;
-            *high = upper as i8;
-            *low = (code - 128.0 * upper) as i8;
-            self.sum += code as i32;
-            let (h, quantised) = (f64::from(*h), f64::from(code) * f64::from(self.scale));
-            squares += (h * h).max(quantised * quantised);
-            errors += (h - quantised) * (h - quantised);
-        }
-        self.norm = squares.sqrt() as f32 * NORM_SLACK;
-        self.error = errors.sqrt() as f32 * NORM_SLACK;
-    }
-
-    /// `sum` steps of a plane, one of which is worth `step`.
-    fn estimate(&self, sum: i32, step: f32) -> f32 {
-        sum as f32 * (step * self.scale)
-    }
-}
-
-/// The `k`-th largest of `values`; `None` when there are fewer. `scratch` is used as it likes.
-pub fn kth_largest(values: &[f32], k: usize, scratch: &mut Vec<f32>) -> Option<f32> {
-    const BLOCK: usize = 64;
-    if k == 0 || values.len() < k {
-        return None;
-    }
-    let full = 2 * k + 256;
-    scratch.clear();
-    let mut floor = f32::NEG_INFINITY;
-    let descending = |a: &f32, b: &f32| b.total_cmp(a);
-    for block in values.chunks(BLOCK) {
-        if !block
-            .iter()
-            .fold(false, |any, &value| any | (value > floor))
-        {
-            continue;
-        }
-        scratch.extend(block.iter().filter(|&&value| value > floor));
-        if scratch.len() >= full {
-            scratch.select_nth_unstable_by(k - 1, descending);
-            scratch.truncate(k);
-            floor = scratch[k - 1];
-        }
-    }
-    (scratch.len() >= k).then(|| *scratch.select_nth_unstable_by(k - 1, descending).1)
-}
-
 impl ScreenedHead {
-    /// Appends to `rows` all rows whose logit may reach `threshold`, ascending. `lower`: of all rows.
+    /// Appends to `rows` all rows whose logit may reach `threshold`, ascending. `lower`: of all rows, with its `peaks`.
     pub fn survivors(
         &self,
         screen: Screen,
-        lower: &[f32],
+        (lower, peaks): (&[f32], &Peaks),
         query: &Query,
         threshold: f32,
         rows: &mut Vec<u32>,
     ) {
-        const BLOCK: usize = 64;
         let least = threshold - self.largest_width(screen, query);
         // Of two roundings, in the direction of keeping more.
         let least = least - least.abs() * 4.0 * f32::EPSILON;
-        for (first, block) in (0..).step_by(BLOCK).zip(lower.chunks(BLOCK)) {
-            if !block
-                .iter()
-                .fold(false, |any, &lower| any | (lower >= least))
-            {
-                continue;
+        peaks.reaching(lower, least, |row, lower| {
+            if lower + self.width(screen, row, query) >= threshold {
+                rows.push(row as u32);
             }
-            let reaches =
-                |&(row, lower): &(usize, &f32)| lower + self.width(screen, row, query) >= threshold;
-            let block = (first..).zip(block).filter(reaches);
-            rows.extend(block.map(|(row, _)| row as u32));
-        }
+        });
     }
 }

@@ -2,7 +2,7 @@
 //! same bounds.
 
 use bitnet_kernels::{
-    DenseMatrix, DenseType, Isa, Kernel, Packing, Query, Screen, ScreenedHead, SharedBytes,
+    DenseMatrix, DenseType, Isa, Kernel, Packing, Peaks, Query, Screen, ScreenedHead, SharedBytes,
     f32_to_bf16, f32_to_f16, kth_largest,
 };
 
@@ -120,21 +120,34 @@ fn candidates(
     query.set(h);
     assert!(head.can_screen(&query));
     let (mut lower, mut scratch) = (vec![0.0; head.matrix().rows()], Vec::new());
-    head.lower_bounds(kernel, screen, 0..lower.len(), [&query], [&mut lower]);
-    let threshold = kth_largest(&lower, k, &mut scratch).unwrap();
-    let mut rows = Vec::new();
-    head.survivors(screen, &lower, &query, threshold, &mut rows);
+    head.lower_bounds(kernel, screen, 0..lower.len(), &[&query], &mut [&mut lower]);
+    let (mut peaks, mut rows) = (Peaks::default(), Vec::new());
+    peaks.find(&lower);
     if screen == Screen::Proven {
+        let threshold = peaks.kth_largest(&lower, k, &mut scratch).unwrap();
+        head.survivors(screen, (&lower, &peaks), &query, threshold, &mut rows);
         return rows;
     }
-    let mut refined = Vec::new();
-    for &row in &rows {
-        let bound = head.refine(kernel, row as usize, &query, lower[row as usize]);
-        if !bound.trusted {
-            return candidates(kernel, head, Screen::Proven, h, k);
-        }
-        refined.push(bound.lower);
-    }
+    let refine = |rows: &[u32], threshold: f32| {
+        let all = rows.iter().map(|&row| {
+            let lower = lower[row as usize];
+            head.refine(kernel, row as usize, &query, lower, threshold)
+        });
+        let (lower, trusted): (Vec<f32>, Vec<bool>) =
+            all.map(|bound| (bound.lower, bound.trusted)).unzip();
+        trusted.into_iter().all(|it| it).then_some(lower)
+    };
+    let least = peaks.kth_largest(&lower, 2 * k + 16, &mut scratch);
+    let mut seeds = Vec::new();
+    peaks.reaching(&lower, least.unwrap(), |row, _| seeds.push(row as u32));
+    let Some(seeds) = refine(&seeds, f32::NEG_INFINITY) else {
+        return candidates(kernel, head, Screen::Proven, h, k);
+    };
+    let threshold = kth_largest(&seeds, k, &mut scratch).unwrap();
+    head.survivors(screen, (&lower, &peaks), &query, threshold, &mut rows);
+    let Some(refined) = refine(&rows, threshold) else {
+        return candidates(kernel, head, Screen::Proven, h, k);
+    };
     let threshold = kth_largest(&refined, k, &mut scratch).unwrap();
     let reaches =
         |(row, lower): &(u32, f32)| lower + head.refined_width(*row as usize, &query) >= threshold;
@@ -307,15 +320,19 @@ fn every_kernel_finds_the_same_bounds() {
                 let mut all = Vec::new();
                 for screen in [Screen::Exact, Screen::Proven] {
                     let mut lower = vec![0.0; ROWS];
-                    head.lower_bounds(kernel, screen, 0..ROWS, [&query], [&mut lower]);
+                    head.lower_bounds(kernel, screen, 0..ROWS, &[&query], &mut [&mut lower]);
                     all.extend(lower.iter().map(|lower| lower.to_bits()));
-                    // Beside another query, and not from the first row on.
+                    // Beside other queries, more than one walk takes, and not from the first row on.
                     let mut other = Query::default();
                     other.set(&h.iter().map(|x| 1.0 - x).collect::<Vec<f32>>());
-                    let mut shared = [vec![0.0; ROWS - 1], vec![0.0; ROWS - 1]];
-                    let [a, b] = shared.each_mut().map(|lower| &mut lower[..]);
-                    head.lower_bounds(kernel, screen, 1..ROWS, [&other, &query], [a, b]);
-                    assert_eq!(shared[1], lower[1..], "{kernel}, two queries");
+                    let n = if cols <= 320 { 15 } else { 3 };
+                    let mut queries = vec![&other; n];
+                    queries[n - 1] = &query;
+                    let mut shared = vec![vec![0.0; ROWS - 1]; n];
+                    let mut out: Vec<&mut [f32]> =
+                        shared.iter_mut().map(Vec::as_mut_slice).collect();
+                    head.lower_bounds(kernel, screen, 1..ROWS, &queries, &mut out);
+                    assert_eq!(shared[n - 1], lower[1..], "{kernel}, {n} queries");
                 }
                 all
             };
@@ -353,7 +370,7 @@ fn proven_bounds_hold_for_every_row() {
                     continue;
                 }
                 let mut lower = vec![0.0; 300];
-                head.lower_bounds(kernel, Screen::Proven, 0..300, [&query], [&mut lower]);
+                head.lower_bounds(kernel, Screen::Proven, 0..300, &[&query], &mut [&mut lower]);
                 for (row, (lower, logit)) in lower
                     .into_iter()
                     .zip(logits(kernel, &matrix, &h))

@@ -4,13 +4,16 @@
 //! The copies are made by the thread that owns the model, on its pool, a few milliseconds at a time: while idle, and
 //! between two steps. Until they are complete, and for entries that need every logit, the full head is used.
 //!
-//! For one entry: the planes give a lower bound of every row's logit; the k-th largest of them is a threshold; rows whose
-//! upper bound reaches it are refined and compared again; the rows left, and those that were named, get their logits.
+//! For one entry: the high plane gives a lower bound of every row's logit; of somewhat more than the k best of them the bounds are refined, and the k-th
+//! largest of these is a threshold; rows whose upper bound reaches it are refined and compared again; the rows left, and those that were
+//! named, get their logits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bitnet_kernels::{DenseMatrix, DenseType, Kernel, Query, Screen, ScreenedHead, kth_largest};
+use bitnet_kernels::{
+    DenseMatrix, DenseType, Kernel, Peaks, Query, Screen, ScreenedHead, kth_largest,
+};
 
 use crate::os::{self, split_columns};
 use crate::pool::Pool;
@@ -22,12 +25,17 @@ const MAKE_ROWS: usize = 64;
 /// Rows that one worker screens before it asks for others: for one entry, and for several, which share them in its cache.
 const SCREEN_ROWS: usize = 512;
 const SCREEN_ROWS_SHARED: usize = 128;
-/// Rows, of which one worker refines those left before it asks for others: 0.6 MB of the low plane of 2B-4T.
-const REFINE_RANGE: usize = 512;
+/// Entries whose bounds are found in one walk over the rows of a part.
+const WALK_ENTRIES: usize = 8;
+/// Rows whose bounds are refined to find a threshold: so many for each of the k best, and some more.
+const SEEDS_EACH: usize = 2;
+const SEEDS_MORE: usize = 16;
+/// Rows, of which one worker refines those left before it asks for others: 1.3 MB of each plane of 2B-4T.
+const REFINE_RANGE: usize = 1024;
 /// Left rows whose logits one worker computes before it asks for others.
 const LOGIT_ROWS: usize = 8;
 /// Left rows that are asked for before their turn comes: they lie anywhere.
-const AHEAD_ROWS: usize = 2;
+const AHEAD_ROWS: usize = 3;
 /// Tokens that are allowed, up to which all of them get their logits.
 const FEW_ALLOWED: usize = 256;
 /// Share of the vocabulary beyond which naming rows is not worth it.
@@ -50,6 +58,10 @@ struct Search {
     query: Query,
     /// By what the lower bounds of the last pass were found.
     screen: Option<Screen>,
+    /// Of those bounds.
+    peaks: Peaks,
+    /// At least `k` rows reach it.
+    threshold: f32,
     /// Rows that are left, ascending.
     rows: Vec<u32>,
     /// Those of them that were refined, and their lower bounds.
@@ -282,22 +294,20 @@ fn bound(
         1 => SCREEN_ROWS,
         _ => SCREEN_ROWS_SHARED,
     };
+    let queries: Vec<&Query> = searches.iter().map(|search| &search.query).collect();
     let columns = split_columns(lower, searches.len(), head.matrix().rows(), part);
     crew.pool.run(crew.n_workers, &|_| {
         while let Some(part) = columns.take() {
             let rows = part.range();
-            let mut out = part.rows();
-            let mut next = || out.next().expect("there is a row for each search");
-            for pair in searches.chunks(2) {
-                let rows = rows.clone();
-                match pair {
-                    [a, b] => {
-                        let queries = [&a.query, &b.query];
-                        head.lower_bounds(kernel, screen, rows, queries, [next(), next()]);
-                    }
-                    [a] => head.lower_bounds(kernel, screen, rows, [&a.query], [next()]),
-                    _ => unreachable!("chunks of two are one or two"),
-                }
+            let mut all = part.rows();
+            for queries in queries.chunks(WALK_ENTRIES) {
+                let mut next = || all.next().unwrap_or_default();
+                let mut out: [&mut [f32]; WALK_ENTRIES] = std::array::from_fn(|i| match i {
+                    i if i < queries.len() => next(),
+                    _ => Default::default(),
+                });
+                let out = &mut out[..queries.len()];
+                head.lower_bounds(kernel, screen, rows.clone(), queries, out);
             }
         }
     });
@@ -312,13 +322,13 @@ fn settle(
     crew: &mut Crew<'_>,
     lower: &mut [f32],
 ) {
-    let n_vocab = head.matrix().rows();
+    let (n_vocab, kernel) = (head.matrix().rows(), crew.kernel);
     let n_workers = crew.n_workers.min(searches.len());
     let entries = searches.iter_mut().zip(goals);
     let entries = entries.zip(lower.chunks_exact_mut(n_vocab));
     crew.pool
         .for_each(n_workers, entries, |_, ((search, goal), lower)| {
-            search.reach(head, screen, goal, lower);
+            search.reach(head, kernel, screen, goal, lower);
         });
     if screen == Screen::Exact {
         refine(head, searches, lower, crew);
@@ -336,23 +346,24 @@ fn settle(
     }
 }
 
-/// Bounds by both planes of the rows that each search has left. Range of rows by range, so that the low plane comes from
-/// memory once for all.
+/// Bounds by both planes of the rows that each search has left. Range of rows by range, so that what several searches have left
+/// comes from memory once.
 fn refine(head: &ScreenedHead, searches: &mut [Search], lower: &[f32], crew: &mut Crew<'_>) {
     let n_vocab = head.matrix().rows();
     let kernel = crew.kernel;
     let lower = lower.chunks_exact(n_vocab);
-    let mut left: Vec<Unrefined<'_>> = searches
+    let left = searches
         .iter_mut()
         .zip(lower)
         .map(|(search, lower)| Unrefined {
             query: &search.query,
             is_trusted: &search.is_trusted,
+            threshold: search.threshold,
             lower,
             rows: &search.rows,
             bounds: &mut search.bounds,
-        })
-        .collect();
+        });
+    let mut left: Vec<Unrefined<'_>> = left.collect();
     let ends = (1..=n_vocab.div_ceil(REFINE_RANGE)).map(|i| i * REFINE_RANGE);
     let parts = ends.map(|end| {
         let parts = left.iter_mut().map(|it| it.split_below(end));
@@ -422,6 +433,8 @@ impl<'a> Goal<'a> {
 struct Unrefined<'a> {
     query: &'a Query,
     is_trusted: &'a AtomicBool,
+    /// Rows below are of no interest.
+    threshold: f32,
     /// `[n_vocab]` by the high plane.
     lower: &'a [f32],
     rows: &'a [u32],
@@ -449,7 +462,7 @@ impl<'a> Unrefined<'a> {
                 head.prefetch_row(next as usize);
             }
             let row = row as usize;
-            let refined = head.refine(kernel, row, self.query, self.lower[row]);
+            let refined = head.refine(kernel, row, self.query, self.lower[row], self.threshold);
             *bound = refined.lower;
             if !refined.trusted {
                 self.is_trusted.store(false, Ordering::Relaxed);
@@ -465,7 +478,14 @@ impl Search {
     }
 
     /// Leaves in `rows` all that may be among the `k` best of those allowed and not named. `lower: [n_vocab]`, changed.
-    fn reach(&mut self, head: &ScreenedHead, screen: Screen, goal: &Goal<'_>, lower: &mut [f32]) {
+    fn reach(
+        &mut self,
+        head: &ScreenedHead,
+        kernel: Kernel,
+        screen: Screen,
+        goal: &Goal<'_>,
+        lower: &mut [f32],
+    ) {
         self.screen = Some(screen);
         *self.is_trusted.get_mut() = true;
         if let Some(allowed) = goal.allowed {
@@ -480,22 +500,58 @@ impl Search {
                 *lower = f32::NEG_INFINITY;
             }
         }
-        let threshold = self.threshold(lower, goal.k);
+        self.peaks.find(lower);
+        let refined = match screen {
+            Screen::Exact => self.refined_threshold(head, kernel, lower, goal.k),
+            Screen::Proven => None,
+        };
+        let scratch = &mut self.scratch;
+        let threshold = refined.or_else(|| self.peaks.kth_largest(lower, goal.k, scratch));
+        self.threshold = threshold.unwrap_or(f32::NEG_INFINITY);
+        let lower = (&*lower, &self.peaks);
         self.refined.clear();
         self.rows.clear();
-        head.survivors(screen, lower, &self.query, threshold, &mut self.rows);
+        head.survivors(screen, lower, &self.query, self.threshold, &mut self.rows);
         self.bounds.clear();
         self.bounds.resize(self.rows.len(), 0.0);
     }
 
-    fn threshold(&mut self, lower: &[f32], k: usize) -> f32 {
-        kth_largest(lower, k, &mut self.scratch).unwrap_or(f32::NEG_INFINITY)
+    /// The k-th largest refined bound of the rows with the largest bounds by the high plane; `None` when there are too few. It is about a
+    /// margin above the k-th largest of all bounds, so that a tenth as many rows reach it.
+    fn refined_threshold(
+        &mut self,
+        head: &ScreenedHead,
+        kernel: Kernel,
+        lower: &[f32],
+        k: usize,
+    ) -> Option<f32> {
+        let n = SEEDS_EACH * k + SEEDS_MORE;
+        let least = self.peaks.kth_largest(lower, n, &mut self.scratch)?;
+        self.rows.clear();
+        // More are there only if they are equal; any of them will do.
+        self.peaks.reaching(lower, least, |row, _| {
+            if self.rows.len() < 2 * n {
+                self.rows.push(row as u32);
+            }
+        });
+        self.bounds.clear();
+        self.bounds.resize(self.rows.len(), 0.0);
+        let seeds = Unrefined {
+            query: &self.query,
+            is_trusted: &self.is_trusted,
+            threshold: f32::NEG_INFINITY,
+            lower,
+            rows: &self.rows,
+            bounds: &mut self.bounds,
+        };
+        seeds.refine(head, kernel);
+        kth_largest(&self.bounds, k, &mut self.scratch)
     }
 
     /// Of the rows left, those that may be among the `k` best by their refined bounds.
     fn keep(&mut self, head: &ScreenedHead, k: usize) {
         let bounds = std::mem::take(&mut self.bounds);
-        let threshold = self.threshold(&bounds, k);
+        let threshold = kth_largest(&bounds, k, &mut self.scratch).unwrap_or(f32::NEG_INFINITY);
         self.bounds = bounds;
         let mut n_left = 0;
         for i in 0..self.rows.len() {

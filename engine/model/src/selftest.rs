@@ -150,7 +150,7 @@ fn screen(kernel: Kernel, x: &[f32]) -> Vec<f32> {
     let (mut query, mut out) = (Query::default(), vec![0.0; x.len() / COLS * ROWS]);
     for (x, out) in x.chunks_exact(COLS).zip(out.chunks_exact_mut(ROWS)) {
         query.set(x);
-        head.lower_bounds(kernel, Screen::Proven, 0..ROWS, [&query], [out]);
+        head.lower_bounds(kernel, Screen::Proven, 0..ROWS, &[&query], &mut [out]);
     }
     out
 }

@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use super::{PREFETCH_BYTES, finish};
 use crate::QuantRows;
-use crate::screen::PLANE_BYTES;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
+
+pub(super) use super::avx2_planes::plane_sums;
 
 float_kernels!(#[target_feature(enable = "avx2,fma,f16c")]);
 
@@ -289,51 +290,10 @@ fn block_products(codes: [__m256i; 4], x: &Activations) -> __m256i {
     _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d))
 }
 
-/// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
-    /// Blocks that an i16 lane sums without overflow: 2 · 2 products a block, each up to 15 · 127, makes 7,620 · 4 = 30,480.
-    const CHUNK: usize = 4;
-    type Part = [i8; 32];
-    let nibble = _mm256_set1_epi8(15);
-    let (one, many) = (_mm256_set1_epi16(1), _mm256_set1_epi16(128));
-    let high: &[[Part; 2]] = high.as_chunks().0.as_chunks().0;
-    let low: &[[Part; 2]] = &low.as_chunks().0.as_chunks().0[..high.len()];
-    // Behind a single row comes nothing that is wanted.
-    let is_walk = out.len() > 1;
-    for (row, out) in plane.chunks_exact(high.len() * PLANE_BYTES).zip(out) {
-        let row: &[[u8; PLANE_BYTES]] = &row.as_chunks().0[..high.len()];
-        let mut sum = _mm256_setzero_si256();
-        for start in (0..row.len()).step_by(CHUNK) {
-            let mut of_high = _mm256_setzero_si256();
-            let mut of_low = _mm256_setzero_si256();
-            for i in start..row.len().min(start + CHUNK) {
-                if is_walk && i % 2 == 0 {
-                    prefetch(&row[i]);
-                }
-                let both = load_bytes(&row[i]);
-                let first = _mm256_and_si256(both, nibble);
-                let second = _mm256_and_si256(_mm256_srli_epi16::<4>(both), nibble);
-                let products = |query: &[Part; 2]| {
-                    _mm256_add_epi16(
-                        _mm256_maddubs_epi16(first, load_integers(&query[0])),
-                        _mm256_maddubs_epi16(second, load_integers(&query[1])),
-                    )
-                };
-                of_high = _mm256_add_epi16(of_high, products(&high[i]));
-                of_low = _mm256_add_epi16(of_low, products(&low[i]));
-            }
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(of_high, many));
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(of_low, one));
-        }
-        *out = sum_i32(sum);
-    }
-}
-
 /// Pairs of i16 as i32.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn widened(x: __m256i) -> __m256i {
+pub(super) fn widened(x: __m256i) -> __m256i {
     _mm256_madd_epi16(x, _mm256_set1_epi16(1))
 }
 

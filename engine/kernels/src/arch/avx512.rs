@@ -118,58 +118,29 @@ fn sum_16(x: &[Lanes; 16]) -> [i32; 16] {
     found
 }
 
-/// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
-    plane_sums_of(plane, [[high, low]], [out]);
-}
+/// Chains of a single row of a plane.
+const PLANE_CHAINS: usize = 4;
 
-/// The same of `N` queries, at most four, high and low parts, with one walk over `plane`.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) fn plane_sums_of<const N: usize>(
-    plane: &[u8],
-    queries: [[&[i8]; 2]; N],
-    mut out: [&mut [i32]; N],
-) {
-    /// Rows of a tile: sixteen sums of two queries, four of nibbles.
-    const ROWS: usize = 4;
-    const { assert!(ROWS * N <= 16, "one register takes the sums of a tile") };
-    let blocks = queries[0][0].len() / PLANE_COLS;
-    let queries = queries.map(|query| query.map(|part| &part.as_chunks().0[..blocks]));
-    let rows: &[[u8; PLANE_BYTES]] = plane.as_chunks().0;
-    let n_rows = out[0].len();
-    // Behind a single row comes nothing that is wanted.
-    let is_walk = n_rows > 1;
-    let whole = n_rows - n_rows % ROWS;
-    for r in (0..whole).step_by(ROWS) {
-        let rows = &rows[r * blocks..(r + ROWS) * blocks];
-        plane_tile::<ROWS, N, 1>(rows, queries, is_walk, r, &mut out);
-    }
-    for r in whole..n_rows {
-        let rows = &rows[r * blocks..(r + 1) * blocks];
-        plane_tile::<1, N, 4>(rows, queries, is_walk, r, &mut out);
-    }
-}
+// Sixteen sums at most: one register takes those of a tile.
+plane_walk!(#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")] 8: 2, 4: 4, 2: 4, 1: 4);
 
-/// `R` rows, the first of them row `r`, times `N` queries, in `S` chains of additions each.
+/// `R` rows times `T` vectors, in `S` chains of additions each.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-fn plane_tile<const R: usize, const N: usize, const S: usize>(
+fn plane_tile<const R: usize, const T: usize, const S: usize>(
     rows: &[[u8; PLANE_BYTES]],
-    queries: [[&[[i8; PLANE_COLS]]; 2]; N],
-    is_walk: bool,
-    r: usize,
-    out: &mut [&mut [i32]; N],
-) {
+    x: [&[[i8; PLANE_COLS]]; T],
+    ahead: Option<usize>,
+) -> [[i32; R]; T] {
+    const { assert!(R * T <= 16, "one register takes the sums of a tile") };
     let blocks = rows.len() / R;
-    assert!(
-        queries.iter().flatten().all(|part| part.len() == blocks),
-        "queries are as long as rows"
-    );
-    let ahead = rows.as_ptr().cast::<u8>().wrapping_add(PREFETCH_BYTES);
-    let mut sums = [[[[no_lanes(); R]; 2]; N]; S];
+    for x in x {
+        assert!(x.len() == blocks, "vectors are as long as rows");
+    }
+    let mut sums = [[[no_lanes(); R]; T]; S];
     for first in (0..blocks).step_by(S) {
-        if is_walk {
+        if let Some(ahead) = ahead {
+            let ahead = rows.as_ptr().cast::<u8>().wrapping_add(ahead);
             for line in (0..R * S * PLANE_BYTES).step_by(LINE_BYTES) {
                 prefetch_line(ahead.wrapping_add(first * R * PLANE_BYTES + line));
             }
@@ -180,34 +151,31 @@ fn plane_tile<const R: usize, const N: usize, const S: usize>(
                 // SAFETY: r < R and i < blocks, and there are R * blocks of them.
                 *nibbles = unpack_nibbles(unsafe { rows.get_unchecked(r * blocks + i) });
             }
-            for (sums, query) in sums.iter_mut().zip(queries) {
-                for (sums, part) in sums.iter_mut().zip(query) {
-                    // SAFETY: i < blocks, the length of each part; an unaligned load of the 64 bytes of an array.
-                    let x = unsafe { _mm512_loadu_si512(part.get_unchecked(i).as_ptr().cast()) };
-                    for r in 0..R {
-                        sums[r] = _mm512_dpbusd_epi32(sums[r], nibbles[r], x);
-                    }
+            for (sums, x) in sums.iter_mut().zip(x) {
+                // SAFETY: i < blocks, the length of each vector; an unaligned load of the 64 bytes of an array.
+                let x = unsafe { _mm512_loadu_si512(x.get_unchecked(i).as_ptr().cast()) };
+                for r in 0..R {
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], nibbles[r], x);
                 }
             }
         }
     }
     let mut all = [no_lanes(); 16];
     for sums in &sums {
-        for (sums, all) in sums.iter().zip(all.chunks_exact_mut(R)) {
-            for r in 0..R {
-                let sum = add_lanes(_mm512_slli_epi32::<7>(sums[0][r]), sums[1][r]);
-                all[r] = add_lanes(all[r], sum);
-            }
+        for (all, sum) in all.iter_mut().zip(sums.as_flattened()) {
+            *all = add_lanes(*all, *sum);
         }
     }
-    if R * N == 1 {
-        out[0][r] = _mm512_reduce_add_epi32(all[0]);
-        return;
+    let mut found = [[0; R]; T];
+    if R * T <= 2 {
+        for (found, sum) in found.as_flattened_mut().iter_mut().zip(all) {
+            *found = _mm512_reduce_add_epi32(sum);
+        }
+        return found;
     }
-    let found = sum_16(&all);
-    for (out, found) in out.iter_mut().zip(found.chunks_exact(R)) {
-        out[r..r + R].copy_from_slice(found);
-    }
+    let sixteen = sum_16(&all);
+    found.as_flattened_mut().copy_from_slice(&sixteen[..R * T]);
+    found
 }
 
 /// 64 nibbles of a block in the order of their columns.

@@ -5,12 +5,13 @@ use std::ops::Range;
 
 pub(super) use super::avx2::{
     add, bf16_matmul, bf16_row, cells_f16, cells_f32, cells_q8_0, f16_matmul, f16_row, f32_matmul,
-    f32_row, gelu_mul, plane_sums, q4_0_matmul, q4_0_row, q6_k_matmul, q6_k_row, q8_0_matmul,
-    q8_0_row, quantize, relu2_mul, rms_norm, silu_mul, softmax, store_f16, store_q6_k, store_q8_0,
+    f32_row, gelu_mul, q4_0_matmul, q4_0_row, q6_k_matmul, q6_k_row, q8_0_matmul, q8_0_row,
+    quantize, relu2_mul, rms_norm, silu_mul, softmax, store_f16, store_q6_k, store_q8_0,
 };
-use super::avx2::{load_activations, load_bytes, masked_codes, sum_i32};
-use super::finish;
+use super::avx2::{load_activations, load_bytes, load_integers, masked_codes, sum_i32};
+use super::{LINE_BYTES, finish, prefetch_line};
 use crate::QuantRows;
+use crate::screen::{PLANE_BYTES, PLANE_COLS};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 
 /// A tile: two sums for each of two rows and three tokens, twelve that don't wait for each other, of sixteen registers. Eight,
@@ -91,6 +92,66 @@ fn sum_tile<const R: usize, const T: usize>(sums: &[[Lanes; R]; T]) -> [[i32; R]
         for (found, [once, four_times]) in found.iter_mut().zip(sums) {
             let once_more = _mm256_srai_epi32::<2>(*four_times);
             *found = sum_i32(_mm256_add_epi32(*once, once_more));
+        }
+    }
+    found
+}
+
+/// Chains of a row of a plane that is left alone.
+const PLANE_CHAINS: usize = 2;
+
+// Eight sums, two rows of nibbles, one vector of sixteen registers.
+plane_walk!(#[target_feature(enable = "avx2,fma,f16c,avxvnni")] 4: 2, 2: 4, 1: 4);
+
+/// `R` rows times `T` vectors, in `S` chains of additions each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn plane_tile<const R: usize, const T: usize, const S: usize>(
+    rows: &[[u8; PLANE_BYTES]],
+    x: [&[[i8; PLANE_COLS]]; T],
+    ahead: Option<usize>,
+) -> [[i32; R]; T] {
+    let blocks = rows.len() / R;
+    for x in x {
+        assert!(x.len() == blocks, "vectors are as long as rows");
+    }
+    let nibble = _mm256_set1_epi8(15);
+    let mut sums = [[[_mm256_setzero_si256(); R]; T]; S];
+    for first in (0..blocks).step_by(2 * S) {
+        if let Some(ahead) = ahead {
+            let ahead = rows.as_ptr().cast::<u8>().wrapping_add(ahead);
+            for line in (0..R * 2 * S * PLANE_BYTES).step_by(LINE_BYTES) {
+                prefetch_line(ahead.wrapping_add(first * R * PLANE_BYTES + line));
+            }
+        }
+        for i in first..blocks.min(first + 2 * S) {
+            let sums = &mut sums[i % S];
+            for half in 0..2 {
+                let mut nibbles = [nibble; R];
+                for (r, nibbles) in nibbles.iter_mut().enumerate() {
+                    // SAFETY: r < R and i < blocks, and there are R * blocks of them.
+                    let both = load_bytes(unsafe { rows.get_unchecked(r * blocks + i) });
+                    let wanted = match half {
+                        0 => both,
+                        _ => _mm256_srli_epi16::<4>(both),
+                    };
+                    *nibbles = _mm256_and_si256(wanted, nibble);
+                }
+                for t in 0..T {
+                    // SAFETY: i < blocks, the length of each vector.
+                    let x: &[[i8; 32]] = unsafe { x[t].get_unchecked(i) }.as_chunks().0;
+                    let x = load_integers(&x[half]);
+                    for r in 0..R {
+                        sums[t][r] = _mm256_dpbusd_avx_epi32(sums[t][r], nibbles[r], x);
+                    }
+                }
+            }
+        }
+    }
+    let mut found = [[0; R]; T];
+    for sums in &sums {
+        for (found, sum) in found.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+            *found += sum_i32(*sum);
         }
     }
     found

@@ -14,10 +14,15 @@ mod tiles;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[macro_use]
 mod grouped;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[macro_use]
+mod planes;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_lookup;
+#[cfg(target_arch = "x86_64")]
+mod avx2_planes;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
@@ -196,21 +201,9 @@ impl Runnable {
         }
     }
 
-    /// `plane`: whole rows of nibbles, two for each value of a part of a query.
-    pub(crate) fn plane_sums<const N: usize>(
-        self,
-        plane: &[u8],
-        queries: [[&[i8]; 2]; N],
-        out: [&mut [i32]; N],
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        if self.0 == Isa::Avx512Vnni {
-            // SAFETY: a `Runnable` only exists for an instruction set whose features `detected` saw on this CPU.
-            return unsafe { avx512::plane_sums_of(plane, queries, out) };
-        }
-        for ([high, low], out) in queries.into_iter().zip(out) {
-            enter!(self, plane_sums(plane, high, low, out));
-        }
+    /// `plane`: whole rows of nibbles, two for each value of a vector, `out[n].len()` of them.
+    pub(crate) fn plane_sums(self, plane: &[u8], x: &[&[i8]], out: &mut [&mut [i32]]) {
+        enter!(self, plane_sums(plane, x, out));
     }
 
     pub(crate) fn rms_norm(self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

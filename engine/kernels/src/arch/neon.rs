@@ -5,9 +5,9 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::{PREFETCH_BYTES, finish};
+use super::{LINE_BYTES, PREFETCH_BYTES, finish, prefetch_line};
 use crate::QuantRows;
-use crate::screen::PLANE_BYTES;
+use crate::screen::{PLANE_BYTES, PLANE_COLS};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 
 float_kernels!(#[target_feature(enable = "neon")]);
@@ -94,41 +94,56 @@ fn sum_tile<const R: usize, const T: usize>(sums: &[[Lanes; R]; T]) -> [[i32; R]
     sums.map(|sums| sums.map(|sum| vaddvq_s32(sum)))
 }
 
-/// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.
+/// A row of a plane that is left alone has one chain: it waits for its turn in i16 only.
+const PLANE_CHAINS: usize = 1;
+
+plane_walk!(#[target_feature(enable = "neon")] 4: 2, 2: 4, 1: 4);
+
+/// `R` rows of a plane times `T` vectors.
+#[inline]
 #[target_feature(enable = "neon")]
-pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
-    /// Blocks that an i16 lane sums without overflow: 4 · 2 products a block, each up to 15 · 128, makes 15,360 · 2 = 30,720.
+fn plane_tile<const R: usize, const T: usize, const S: usize>(
+    rows: &[[u8; PLANE_BYTES]],
+    x: [&[[i8; PLANE_COLS]]; T],
+    ahead: Option<usize>,
+) -> [[i32; R]; T] {
+    /// Blocks that an i16 lane sums without overflow: 4 · 2 products a block, each up to 15 · 127, makes 15,240 · 2 = 30,480.
     const CHUNK: usize = 2;
-    type Part = [i8; 16];
-    let high: &[[Part; 4]] = high.as_chunks().0.as_chunks().0;
-    let low: &[[Part; 4]] = &low.as_chunks().0.as_chunks().0[..high.len()];
-    // Behind a single row comes nothing that is wanted.
-    let is_walk = out.len() > 1;
-    for (row, out) in plane.chunks_exact(high.len() * PLANE_BYTES).zip(out) {
-        let row: &[[u8; PLANE_BYTES]] = &row.as_chunks().0[..high.len()];
-        let mut sums = [no_lanes(); 2];
-        for start in (0..row.len()).step_by(CHUNK) {
-            let mut wide = [vdupq_n_s16(0); 2];
-            if is_walk {
-                prefetch(&row[start]);
+    const { assert!(S == 1, "sums have one chain") };
+    let blocks = rows.len() / R;
+    let mut sums = [[no_lanes(); R]; T];
+    for start in (0..blocks).step_by(CHUNK) {
+        if let Some(ahead) = ahead {
+            let ahead = rows.as_ptr().cast::<u8>().wrapping_add(ahead);
+            for line in (0..R * CHUNK * PLANE_BYTES).step_by(LINE_BYTES) {
+                prefetch_line(ahead.wrapping_add(start * R * PLANE_BYTES + line));
             }
-            for i in start..row.len().min(start + CHUNK) {
-                let nibbles = nibbles(&row[i]);
-                for (wide, query) in wide.iter_mut().zip([&high[i], &low[i]]) {
-                    for (nibble, x) in nibbles.into_iter().zip(query) {
-                        let x = load_integers(x);
-                        *wide = vmlal_s8(*wide, vget_low_s8(nibble), vget_low_s8(x));
-                        *wide = vmlal_high_s8(*wide, nibble, x);
+        }
+        let mut wide = [[vdupq_n_s16(0); R]; T];
+        for i in start..blocks.min(start + CHUNK) {
+            let mut codes = [[vdupq_n_s8(0); 4]; R];
+            for (r, codes) in codes.iter_mut().enumerate() {
+                *codes = nibbles(&rows[r * blocks + i]);
+            }
+            for t in 0..T {
+                let (x, _) = x[t][i].as_chunks();
+                for part in 0..4 {
+                    let x = load_integers(&x[part]);
+                    for r in 0..R {
+                        let codes = codes[r][part];
+                        wide[t][r] = vmlal_s8(wide[t][r], vget_low_s8(codes), vget_low_s8(x));
+                        wide[t][r] = vmlal_high_s8(wide[t][r], codes, x);
                     }
                 }
             }
+        }
+        for (sums, wide) in sums.iter_mut().zip(wide) {
             for (sum, wide) in sums.iter_mut().zip(wide) {
                 *sum = vpadalq_s16(*sum, wide);
             }
         }
-        let [high, low] = sums;
-        *out = vaddvq_s32(vaddq_s32(vshlq_n_s32::<7>(high), low));
     }
+    sum_tile(&sums)
 }
 
 /// The nibbles of a block of a plane, in the order of their columns.

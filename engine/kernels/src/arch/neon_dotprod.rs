@@ -5,10 +5,10 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::finish;
 pub(super) use super::neon::*;
+use super::{LINE_BYTES, finish, prefetch_line};
 use crate::QuantRows;
-use crate::screen::PLANE_BYTES;
+use crate::screen::{PLANE_BYTES, PLANE_COLS};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 
 /// A tile: sixteen sums, four packed bytes or codes, one activation of 32 registers.
@@ -91,30 +91,54 @@ fn sum_tile<const R: usize, const T: usize>(sums: &[[Lanes; R]; T]) -> [[i32; R]
     sums.map(|sums| sums.map(|sum| vaddvq_s32(sum)))
 }
 
-/// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.
+/// Chains of a row of a plane that is left alone.
+const PLANE_CHAINS: usize = 4;
+
+// Sixteen sums, four packed rows or their nibbles, one vector of 32 registers.
+plane_walk!(#[target_feature(enable = "neon,dotprod")] 4: 4, 2: 4, 1: 4);
+
+/// `R` rows of a plane times `T` vectors, in `S` chains of additions each.
+#[inline]
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
-    type Part = [i8; 16];
-    let high: &[[Part; 4]] = high.as_chunks().0.as_chunks().0;
-    let low: &[[Part; 4]] = &low.as_chunks().0.as_chunks().0[..high.len()];
-    for (row, out) in plane.chunks_exact(high.len() * PLANE_BYTES).zip(out) {
-        let row: &[[u8; PLANE_BYTES]] = &row.as_chunks().0[..high.len()];
-        // Two chains of additions for each part of the query.
-        let mut of_high = [no_lanes(); 2];
-        let mut of_low = [no_lanes(); 2];
-        for (i, block) in row.iter().enumerate() {
-            if i % 2 == 0 {
-                prefetch(block);
-            }
-            let nibbles = nibbles(block);
-            for part in 0..4 {
-                let (high, low) = (load_integers(&high[i][part]), load_integers(&low[i][part]));
-                of_high[part % 2] = sdot(of_high[part % 2], nibbles[part], high);
-                of_low[part % 2] = sdot(of_low[part % 2], nibbles[part], low);
+fn plane_tile<const R: usize, const T: usize, const S: usize>(
+    rows: &[[u8; PLANE_BYTES]],
+    x: [&[[i8; PLANE_COLS]]; T],
+    ahead: Option<usize>,
+) -> [[i32; R]; T] {
+    let blocks = rows.len() / R;
+    let mut sums = [[[no_lanes(); R]; T]; S];
+    for i in 0..blocks {
+        if let Some(ahead) = ahead.filter(|_| i % 2 == 0) {
+            let ahead = rows.as_ptr().cast::<u8>().wrapping_add(ahead);
+            for line in (0..R * 2 * PLANE_BYTES).step_by(LINE_BYTES) {
+                prefetch_line(ahead.wrapping_add(i * R * PLANE_BYTES + line));
             }
         }
-        let of_high = vaddq_s32(of_high[0], of_high[1]);
-        let of_low = vaddq_s32(of_low[0], of_low[1]);
-        *out = vaddvq_s32(vaddq_s32(vshlq_n_s32::<7>(of_high), of_low));
+        for part in 0..4 {
+            let sums = &mut sums[part % S];
+            let mut codes = [vdupq_n_s8(0); R];
+            for (r, codes) in codes.iter_mut().enumerate() {
+                *codes = nibbles(&rows[r * blocks + i])[part];
+            }
+            for t in 0..T {
+                let (x, _) = x[t][i].as_chunks();
+                let x = load_integers(&x[part]);
+                for r in 0..R {
+                    sums[t][r] = sdot(sums[t][r], codes[r], x);
+                }
+            }
+        }
     }
+    let mut found = [[0; R]; T];
+    for sums in &sums {
+        let of_chain = sum_tile(sums);
+        for (found, sum) in found
+            .as_flattened_mut()
+            .iter_mut()
+            .zip(of_chain.as_flattened())
+        {
+            *found += sum;
+        }
+    }
+    found
 }

@@ -33,17 +33,19 @@ fn dot_i2_s(codes: &[u8], x: &[i8]) -> i32 {
     sum
 }
 
-/// `out[r] = Σ nibble·(128·high + low)` for each row of `plane`.
-pub(super) fn plane_sums(plane: &[u8], high: &[i8], low: &[i8], out: &mut [i32]) {
-    for (row, out) in plane.chunks_exact(high.len() / 2).zip(out) {
-        let query = high
-            .chunks_exact(PLANE_COLS)
-            .zip(low.chunks_exact(PLANE_COLS));
-        *out = 0;
-        for (nibbles, (high, low)) in row.chunks_exact(PLANE_BYTES).zip(query) {
-            for (i, (high, low)) in high.iter().zip(low).enumerate() {
-                let nibble = nibbles[i % PLANE_BYTES] >> (i / PLANE_BYTES * 4) & 15;
-                *out += i32::from(nibble) * (128 * i32::from(*high) + i32::from(*low));
+/// `out[n][r] = Σ nibble·x[n]` for each row `r` of `plane`.
+pub(super) fn plane_sums(plane: &[u8], x: &[&[i8]], out: &mut [&mut [i32]]) {
+    for (x, out) in x.iter().zip(out) {
+        for (row, out) in plane.chunks_exact(x.len() / 2).zip(&mut **out) {
+            *out = 0;
+            let blocks = row
+                .chunks_exact(PLANE_BYTES)
+                .zip(x.chunks_exact(PLANE_COLS));
+            for (nibbles, x) in blocks {
+                for (i, x) in x.iter().enumerate() {
+                    let nibble = nibbles[i % PLANE_BYTES] >> (i / PLANE_BYTES * 4) & 15;
+                    *out += i32::from(nibble) * i32::from(*x);
+                }
             }
         }
     }
