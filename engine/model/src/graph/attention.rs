@@ -5,6 +5,7 @@
 //! heads would not divide well: scores by ranges of positions, then weights, then values by ranges of columns. A score is one
 //! sum and a column sums over all positions in their order, so both ways give the same bits.
 
+use std::iter;
 use std::mem;
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ use bitnet_kernels::{Attend, CacheCell, Kernel, Score, Weigh};
 use super::buffers::{Place, Rows, Scratch, Shape, turns_of};
 use super::step::{Step, lock};
 use crate::kv::{HeadCells, KvCache};
-use crate::os::split_columns;
+use crate::os::{ColumnPart, Columns, split_columns};
 use crate::weights::Layer;
 
 /// From so many positions on, the two waits more that dividing heads costs are worth it.
@@ -23,8 +24,8 @@ const SPLIT_POSITIONS: usize = 256;
 /// Columns of values that a worker computes at once: two cache lines of each row in f16. Half as many where there would be
 /// too few parts.
 const SPLIT_COLUMNS: usize = 64;
-/// Parts per worker below which they divide badly.
-pub(super) const SPLIT_PARTS: usize = 4;
+/// Heads per worker from which on they divide well as they are.
+pub(super) const SPLIT_HEADS: usize = 4;
 
 /// The queries of a batch, and what they look at.
 struct Heads<'a> {
@@ -37,6 +38,18 @@ struct Heads<'a> {
     queries: &'a [f32],
     places: &'a [Place],
     turns: &'a [(f32, f32)],
+}
+
+/// What a worker does at a time for tokens far into their context.
+enum Part<'a> {
+    /// All of a head of token `t`.
+    Head {
+        t: usize,
+        head: usize,
+        out: &'a mut [f32],
+    },
+    /// The scores of the divided head `i` over some positions.
+    Scores { i: usize, columns: ColumnPart<'a> },
 }
 
 impl Step<'_> {
@@ -89,7 +102,8 @@ impl Step<'_> {
             });
     }
 
-    /// `queries: [n, n_head_kv, group, head_dim]` and `scores: [n, n_head_kv * group * context]` for the time between.
+    /// Of each token as many heads as there are for every worker, and the scores of the others, whose weights and values
+    /// follow. `queries: [n, n_head_kv, group, head_dim]` and `scores: [n, n_head_kv * group * context]` for the time between.
     fn attend_in_parts(
         &mut self,
         heads: &Heads<'_>,
@@ -99,48 +113,62 @@ impl Step<'_> {
     ) {
         let (kernel, shape, scratch) = (self.kernel, self.shape, self.scratch);
         let (group, head_dim, len) = (shape.group, shape.head_dim, shape.heads_len());
-        let n_items = heads.places.len() * shape.n_head_kv;
-        let item = |i: usize| (i / shape.n_head_kv, i % shape.n_head_kv);
-        {
+        let n_split = shape.n_head_kv % self.n_workers;
+        let n_whole = shape.n_head_kv - n_split;
+        let n_items = heads.places.len() * n_split;
+        // A token, and a head that is divided.
+        let item = |i: usize| (i / n_split, n_whole + i % n_split);
+
+        let queries = &mut queries[..n_items * len];
+        for (i, turned) in queries.chunks_exact_mut(len).enumerate() {
+            let (t, head) = item(i);
             let normed_head = &mut lock(&scratch[0]).normed_head;
-            for (i, turned) in queries.chunks_exact_mut(len).enumerate() {
-                let (t, head) = item(i);
-                heads.turn(t..t + 1, head, turned, normed_head);
-            }
+            heads.turn(t..t + 1, head, turned, normed_head);
         }
         let queries = &*queries;
 
-        let stride = shape.n_head_kv * group * shape.context;
         let mut rows: Vec<(usize, &mut [f32])> = Vec::with_capacity(n_items);
-        for (place, scores) in heads.places.iter().zip(scores.chunks_exact_mut(stride)) {
+        let scores = scores.chunks_exact_mut(shape.n_head_kv * group * shape.context);
+        for (place, scores) in heads.places.iter().zip(scores) {
             let n_pos = place.n_pos();
-            let scores = scores.chunks_exact_mut(group * n_pos).take(shape.n_head_kv);
+            let scores = scores.chunks_exact_mut(group * n_pos).take(n_split);
             rows.extend(scores.map(|scores| (n_pos, scores)));
         }
-        let parts = rows
+        let (whole, split): (Vec<_>, Vec<_>) = attn
+            .chunks_exact_mut(shape.n_head_kv * len)
+            .map(|outs| outs.split_at_mut(n_whole * len))
+            .unzip();
+
+        let whole = whole.into_iter().enumerate().flat_map(|(t, outs)| {
+            let outs = outs.chunks_exact_mut(len).enumerate();
+            outs.map(move |(head, out)| Part::Head { t, head, out })
+        });
+        let columns = rows
             .iter_mut()
             .map(|(n_pos, scores)| split_columns(scores, group, *n_pos, SPLIT_POSITIONS));
-        let parts: Vec<_> = parts.collect();
-        self.pool.run(self.n_workers, &|worker| {
-            let some = &mut lock(&scratch[worker]).scores;
-            for (i, columns) in parts.iter().enumerate() {
-                while let Some(part) = columns.take() {
-                    let range = part.range();
-                    let some = &mut some[..group * range.len()];
-                    let (t, head) = item(i);
-                    heads.score(
-                        t,
-                        head,
-                        range.clone(),
-                        &queries[i * len..(i + 1) * len],
-                        some,
-                    );
-                    for (row, some) in part.rows().zip(some.chunks_exact(range.len())) {
-                        row.copy_from_slice(some);
-                    }
+        let columns: Vec<_> = columns.collect();
+        let scores = parts_of(&columns).map(|(i, columns)| Part::Scores { i, columns });
+        let parts = whole.chain(scores);
+        self.pool.for_each(self.n_workers, parts, |worker, part| {
+            let scratch = &mut *lock(&scratch[worker]);
+            match part {
+                Part::Head { t, head, out } => {
+                    let turned = &mut scratch.heads[..len];
+                    heads.turn(t..t + 1, head, turned, &mut scratch.normed_head);
+                    heads.attend(t..t + 1, head, scratch, iter::once(out));
+                }
+                Part::Scores { i, columns } => {
+                    let (range, (t, head)) = (columns.range(), item(i));
+                    let some = &mut scratch.scores[..group * range.len()];
+                    let q = &queries[i * len..(i + 1) * len];
+                    heads.score(t, head, range, q, some);
+                    fill(columns, some);
                 }
             }
         });
+        if n_items == 0 {
+            return;
+        }
 
         let all = rows
             .iter_mut()
@@ -148,30 +176,40 @@ impl Step<'_> {
         self.pool
             .for_each(self.n_workers, all, |_, row| kernel.softmax(row));
 
-        let is_enough = n_items * head_dim / SPLIT_COLUMNS >= SPLIT_PARTS * self.n_workers;
+        let outs = split
+            .into_iter()
+            .flat_map(|outs| outs.chunks_exact_mut(len));
+        let is_enough = n_items * head_dim / SPLIT_COLUMNS >= self.n_workers;
         let width = if is_enough {
             SPLIT_COLUMNS
         } else {
             SPLIT_COLUMNS / 2
         };
-        let parts = attn
-            .chunks_exact_mut(len)
-            .map(|out| split_columns(out, group, head_dim, width));
-        let parts: Vec<_> = parts.collect();
-        self.pool.run(self.n_workers, &|worker| {
-            let some = &mut lock(&scratch[worker]).heads;
-            for (i, columns) in parts.iter().enumerate() {
-                while let Some(part) = columns.take() {
-                    let range = part.range();
-                    let some = &mut some[..group * range.len()];
-                    let (t, head) = item(i);
-                    heads.weigh(t, head, range.clone(), rows[i].1, some);
-                    for (row, some) in part.rows().zip(some.chunks_exact(range.len())) {
-                        row.copy_from_slice(some);
-                    }
-                }
-            }
-        });
+        let columns: Vec<_> = outs
+            .map(|out| split_columns(out, group, head_dim, width))
+            .collect();
+        let parts = parts_of(&columns);
+        self.pool
+            .for_each(self.n_workers, parts, |worker, (i, columns)| {
+                let (range, (t, head)) = (columns.range(), item(i));
+                let some = &mut lock(&scratch[worker]).heads[..group * range.len()];
+                heads.weigh(t, head, range, rows[i].1, some);
+                fill(columns, some);
+            });
+    }
+}
+
+/// All parts of all matrices, with the numbers of these.
+fn parts_of<'a>(all: &[Columns<'a>]) -> impl Iterator<Item = (usize, ColumnPart<'a>)> {
+    let all = all.iter().enumerate();
+    all.flat_map(|(i, columns)| iter::from_fn(move || Some((i, columns.take()?))))
+}
+
+/// Rows that lie one behind the other to the places of a part.
+fn fill(part: ColumnPart<'_>, rows: &[f32]) {
+    let len = part.range().len();
+    for (to, row) in part.rows().zip(rows.chunks_exact(len)) {
+        to.copy_from_slice(row);
     }
 }
 

@@ -4,7 +4,7 @@ use std::mem;
 
 use bitnet_kernels::QuantRows;
 
-use super::attention::SPLIT_PARTS;
+use super::attention::SPLIT_HEADS;
 use super::{Entry, Limits};
 use crate::facts::{ModelFacts, Norm, RopeStyle, padded_cols};
 use crate::kv::KvCache;
@@ -183,7 +183,7 @@ impl Shape {
         if limits.decode_workers == 1 {
             return 0;
         }
-        let few = (SPLIT_PARTS * limits.decode_workers - 1) / self.n_head_kv;
+        let few = (SPLIT_HEADS * limits.decode_workers - 1) / self.n_head_kv;
         few.min(limits.decode_batch)
     }
 
