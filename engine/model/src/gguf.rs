@@ -23,7 +23,8 @@ use crate::protocol::{KeyOverride, KeyValue};
 use TensorType as T;
 use reader::{RawInfo, Reader, read_infos, read_values};
 
-/// Data alignment where `general.alignment` says nothing, in bytes.
+const ALIGNMENT_KEY: &str = "general.alignment";
+/// Data alignment where that key says nothing, in bytes.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// A GGUF file's header over its mapped bytes.
@@ -117,9 +118,12 @@ impl Gguf {
     /// The same header with other values for these keys.
     ///
     /// # Errors
-    /// When the file has a value of another kind under one of them.
+    /// When the file has a value of another kind under one of them, or one says where its tensors are.
     pub fn with_keys(mut self, overrides: &[KeyOverride]) -> Result<Gguf, GgufError> {
         for KeyOverride { key, value } in overrides {
+            if key == ALIGNMENT_KEY {
+                return Err(GgufError::Fixed { key: key.clone() });
+            }
             let (value, given) = match value.clone() {
                 KeyValue::Int(n) => (Value::I64(n), "an integer"),
                 KeyValue::Float(x) => (Value::F64(x), "a float"),
@@ -160,7 +164,7 @@ impl Gguf {
         let values = read_values(&mut reader, n_values)?;
         let value_index = index(values.iter().map(|(key, _)| key))
             .map_err(|key| GgufError::DuplicateKey { key })?;
-        let alignment = alignment(value_index.get("general.alignment").map(|&i| &values[i].1))?;
+        let alignment = alignment(value_index.get(ALIGNMENT_KEY).map(|&i| &values[i].1))?;
         let infos = read_infos(&mut reader, n_tensors)?;
         let tensor_index = index(infos.iter().map(|info| &info.name))
             .map_err(|name| GgufError::DuplicateTensor { name })?;
@@ -487,7 +491,7 @@ fn alignment(value: Option<&Value>) -> Result<u64, GgufError> {
         return Ok(DEFAULT_ALIGNMENT);
     };
     let found = value.as_u64().ok_or_else(|| GgufError::WrongType {
-        key: "general.alignment".into(),
+        key: ALIGNMENT_KEY.into(),
         expected: "an integer that isn't negative",
         found: value.type_name(),
     })?;

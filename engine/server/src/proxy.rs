@@ -116,6 +116,11 @@ impl Proxy {
 
     /// From now on requests go there; those on their way stay where they are.
     pub fn set_route(&self, route: Route) {
+        match &route {
+            Route::To(upstream) => upstream.set_asleep(false),
+            Route::Asleep(upstream) => upstream.set_asleep(true),
+            Route::Loading | Route::Paused | Route::Failed(_) => {}
+        }
         self.route.send_replace(route);
     }
 
@@ -183,6 +188,18 @@ impl Proxy {
                 "the engine did not come back in time",
             )),
         }
+    }
+
+    /// This engine ended before it answered a request, which goes to the next one.
+    fn missed(&self, upstream: &Upstream, error: &str) {
+        if upstream.is_asleep() {
+            tracing::debug!("the engine had just gone to sleep; the request wakes another");
+            return;
+        }
+        self.retried.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            "the engine ended before it answered ({error}); the request is sent once more"
+        );
     }
 
     /// A place among the generations, or 429.
@@ -399,10 +416,7 @@ impl Exchange {
         if let Some(answer) = proxy.recalled(&message) {
             return Ok(Reached::Memory(answer));
         }
-        proxy.retried.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(
-            "the engine ended before it answered ({error}); the request is sent once more"
-        );
+        proxy.missed(&upstream, &error);
         let next = proxy.upstream(Some(&upstream)).await?;
         let answer = begin(&next, &message).await;
         answer.map(Reached::Engine).map_err(|error| {
@@ -485,6 +499,23 @@ mod tests {
         assert_eq!(woken.load(Ordering::Relaxed), 1);
         assert!(!proxy.condition().is_asleep);
         assert!(proxy.recalled(&get("/props")).is_none());
+    }
+
+    #[test]
+    fn who_meets_an_engine_that_goes_to_sleep_is_not_retried() {
+        let proxy = Proxy::new(1);
+        let upstream = Upstream::new(Address::Unix("/a".into()), None);
+        let retried = |route: Route| {
+            proxy.set_route(route);
+            proxy.missed(&upstream, "connection refused");
+            proxy.retried.load(Ordering::Relaxed)
+        };
+        assert_eq!(retried(Route::To(Arc::clone(&upstream))), 1);
+        assert_eq!(retried(Route::Asleep(Arc::clone(&upstream))), 1);
+        // Others have woken the next one.
+        assert_eq!(retried(Route::Paused), 1);
+        // It didn't go to sleep after all, and ended later.
+        assert_eq!(retried(Route::To(Arc::clone(&upstream))), 2);
     }
 
     #[test]

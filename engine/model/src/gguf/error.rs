@@ -66,6 +66,8 @@ pub enum GgufError {
         found: String,
         given: &'static str,
     },
+    #[error("key `{key}` can't be overridden: it says where in the file the tensors are")]
+    Fixed { key: String },
     #[error("`general.alignment` is {found}, expected a power of two up to 1,048,576")]
     Alignment { found: u64 },
     #[error("tensor `{name}` is in the file twice")]

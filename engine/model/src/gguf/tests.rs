@@ -382,6 +382,12 @@ fn keys_take_other_values_of_their_kind() {
         let wanted = format!("key `{key}` is {found} in the file, its override ");
         assert!(error.starts_with(&wanted), "{error}");
     }
+    let error = gguf().with_keys(&[set("general.alignment", KeyValue::Int(64))]);
+    let text = error.unwrap_err().to_string();
+    assert!(
+        text.starts_with("key `general.alignment` can't be overridden: "),
+        "{text}"
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -66,6 +66,8 @@ pub struct Upstream {
     authorization: Option<HeaderValue>,
     in_flight: AtomicUsize,
     moves: AtomicU64,
+    /// It was ended for want of work.
+    asleep: AtomicBool,
     /// Answers by path, for the time after its end.
     memory: Mutex<BTreeMap<String, Value>>,
 }
@@ -83,6 +85,7 @@ impl Upstream {
             authorization,
             in_flight: AtomicUsize::new(0),
             moves: AtomicU64::new(0),
+            asleep: AtomicBool::new(false),
             memory: Mutex::default(),
         })
     }
@@ -96,6 +99,14 @@ impl Upstream {
     pub(super) fn remembered(&self, path: &str) -> Option<Value> {
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         memory.get(path).cloned()
+    }
+
+    pub(super) fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_asleep(&self, asleep: bool) {
+        self.asleep.store(asleep, Ordering::Relaxed);
     }
 
     /// Requests it has that have not ended.
