@@ -134,6 +134,14 @@ impl DenseMatrix {
         &self.bytes
     }
 
+    /// The bytes of a row.
+    ///
+    /// # Panics
+    /// When `row` is out of range.
+    pub fn row(&self, row: usize) -> &[u8] {
+        self.range_bytes(row..row + 1)
+    }
+
     /// Asks for a row that will be read soon.
     pub fn prefetch_row(&self, row: usize) {
         crate::arch::prefetch_all(self.range_bytes(row..row + 1));

@@ -8,8 +8,8 @@ use crate::arch::Runnable;
 use crate::lookup;
 use crate::screen::PLANE_COLS;
 use crate::{
-    Attend, CacheCell, DenseMatrix, PackedMatrix, Q6Block, Q8Block, QuantRowMut, QuantRows, Score,
-    Weigh,
+    Attend, CacheCell, DenseMatrix, DenseType, PackedMatrix, Q6Block, Q8Block, QuantRowMut,
+    QuantRows, Score, Weigh,
 };
 
 /// How ternary weights lie in memory.
@@ -190,6 +190,31 @@ impl Kernel {
     pub fn dense_row(self, m: &DenseMatrix, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), m.cols(), "out must be [cols]");
         self.isa.dense_row(m.ty(), m.range_bytes(row..row + 1), out);
+    }
+
+    /// The same for a row that lies elsewhere, as `ty`.
+    ///
+    /// # Panics
+    /// When `row` is not as long as `out` needs.
+    pub fn dense_values(self, ty: DenseType, row: &[u8], out: &mut [f32]) {
+        assert_eq!(
+            Some(row.len()),
+            ty.row_bytes(out.len()),
+            "row must be [out]"
+        );
+        self.isa.dense_row(ty, row, out);
+    }
+
+    /// `<row, x>` as by [`dense_matmul`](Self::dense_matmul), for a row that lies elsewhere, as `ty`.
+    ///
+    /// # Panics
+    /// When `row` is not as long as `x` needs.
+    pub fn dense_product(self, ty: DenseType, row: &[u8], x: &[f32]) -> f32 {
+        assert_eq!(Some(row.len()), ty.row_bytes(x.len()), "row must be [x]");
+        let mut out = [0.0];
+        self.isa
+            .dense_matmul(ty, row, row.len(), &[x], &mut [&mut out]);
+        out[0]
     }
 
     /// `out[t][r - rows.start] = <row r, x[t]>` for `r` in `rows`; numbers are dequantised to f32, then summed in the

@@ -121,11 +121,17 @@ fn candidates(
     assert!(head.can_screen(&query));
     let (mut lower, mut scratch) = (vec![0.0; head.matrix().rows()], Vec::new());
     head.lower_bounds(kernel, screen, 0..lower.len(), &[&query], &mut [&mut lower]);
-    let (mut peaks, mut rows) = (Peaks::default(), Vec::new());
+    let (mut peaks, mut rows, mut bounds) = (Peaks::default(), Vec::new(), Vec::new());
     peaks.find(&lower);
     if screen == Screen::Proven {
         let threshold = peaks.kth_largest(&lower, k, &mut scratch).unwrap();
-        head.survivors(screen, (&lower, &peaks), &query, threshold, &mut rows);
+        head.survivors(
+            screen,
+            (&lower, &peaks),
+            &query,
+            threshold,
+            (&mut rows, &mut bounds),
+        );
         return rows;
     }
     let refine = |rows: &[u32], threshold: f32| {
@@ -144,7 +150,13 @@ fn candidates(
         return candidates(kernel, head, Screen::Proven, h, k);
     };
     let threshold = kth_largest(&seeds, k, &mut scratch).unwrap();
-    head.survivors(screen, (&lower, &peaks), &query, threshold, &mut rows);
+    head.survivors(
+        screen,
+        (&lower, &peaks),
+        &query,
+        threshold,
+        (&mut rows, &mut bounds),
+    );
     let Some(refined) = refine(&rows, threshold) else {
         return candidates(kernel, head, Screen::Proven, h, k);
     };

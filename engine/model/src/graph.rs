@@ -74,12 +74,13 @@ pub struct Model {
     scored: (Vec<f32>, Vec<f32>),
     /// The file whose rows of embedding and head are given back from time to time.
     map: Option<FileMap>,
-    /// Such rows read since the last time.
+    /// Whether pages of them may have come in since they were given back: single rows are read without.
+    has_mapped: bool,
+    /// Rows that were read since.
     n_rows_read: usize,
 }
 
-/// Rows of embedding and head after which their pages are given back: each brings 64 KB of the file into this process, or 2 MB where
-/// the system keeps the file in huge pages.
+/// Single rows of embedding and head, read without the whole, after which pages of the whole are given back.
 const ROWS_TO_RELEASE: usize = 64;
 
 impl Model {
@@ -105,6 +106,7 @@ impl Model {
             relocation: None,
             scored: Default::default(),
             map: None,
+            has_mapped: true,
             n_rows_read: 0,
         }
     }
@@ -119,7 +121,7 @@ impl Model {
         self.relocation = relocation;
     }
 
-    /// Gives pages of embedding and head back to `map` as rows of them come in, unless the whole head is read from it for each token.
+    /// Reads single rows of embedding and head from the file of `map`, and gives their pages back when others than whole heads are read.
     pub fn set_map(&mut self, map: Option<FileMap>) {
         self.map = map;
     }
@@ -167,7 +169,9 @@ impl Model {
                 kernel: self.kernel,
                 n_workers: self.pool.size(),
                 pool: &mut self.pool,
+                file: None,
             };
+            self.has_mapped = true;
             screening.make(&mut crew, time);
         }
     }
@@ -257,6 +261,7 @@ impl Model {
     ) -> Option<Vec<TokenProbs>> {
         assert_eq!(entries.len(), next.len(), "one token behind each entry");
         let (n_embd, n_vocab) = (self.shape.n_embd, self.shape.n_vocab);
+        self.has_mapped = true;
         let (inputs, logits) = &mut self.scored;
         inputs.resize(SCORED_AT_ONCE * n_embd, 0.0);
         logits.resize(SCORED_AT_ONCE * n_vocab, 0.0);
@@ -277,6 +282,7 @@ impl Model {
                 scratch: &self.scratch,
                 n_workers: self.limits.decode_workers,
                 n_tokens: n,
+                file: self.map.as_ref(),
             };
             let inputs: Vec<&[f32]> = inputs.chunks(n_embd).take(n).collect();
             let logits = &mut logits[..n * n_vocab];
@@ -325,6 +331,7 @@ impl Model {
             kernel: self.kernel,
             pool: &mut self.pool,
             n_workers: self.limits.decode_workers,
+            file: self.map.as_ref(),
         };
         let again = Again {
             place: screened_place,
@@ -374,6 +381,7 @@ impl Model {
             scratch: &self.scratch,
             n_workers,
             n_tokens: batch.len(),
+            file: self.map.as_ref(),
         };
         self.buffers.place(batch, kv, &self.shape);
         let mut rows = self.buffers.cut(batch.len(), n_wanted, &self.shape);
@@ -390,7 +398,7 @@ impl Model {
         n_wanted
     }
 
-    /// Gives back the pages of single rows when there are many; whoever reads the whole head keeps it.
+    /// Gives back the pages of embedding and head that may have come in when single rows will do; whoever reads the whole head keeps it.
     fn release_rows(&mut self, n_embedded: usize) {
         let is_head_elsewhere = self.is_head_elsewhere();
         let is_whole_head_read = !is_head_elsewhere && self.buffers.is_screened.contains(&false);
@@ -399,7 +407,8 @@ impl Model {
             None if is_head_elsewhere => n_embedded,
             None => return,
         };
-        if self.n_rows_read >= ROWS_TO_RELEASE && !is_whole_head_read {
+        self.has_mapped |= is_whole_head_read;
+        if self.has_mapped && self.n_rows_read >= ROWS_TO_RELEASE && !is_whole_head_read {
             self.rest();
         }
     }
@@ -416,7 +425,7 @@ impl Model {
         let is_made = self.screening().is_some_and(Screening::is_made);
         let is_idle = is_made || self.is_head_elsewhere();
         if let Some(map) = self.map.as_ref().filter(|_| is_idle) {
-            self.n_rows_read = 0;
+            (self.has_mapped, self.n_rows_read) = (false, 0);
             map.release(self.weights.head.bytes());
             map.release(self.weights.embedding.bytes());
         }

@@ -15,7 +15,7 @@ use bitnet_kernels::{
     DenseMatrix, DenseType, Kernel, Peaks, Query, Screen, ScreenedHead, kth_largest,
 };
 
-use crate::os::{self, split_columns};
+use crate::os::{self, FileMap, split_columns};
 use crate::pool::Pool;
 use crate::protocol::HeadMode;
 use crate::sampler::{Logits, TokenSet, Want};
@@ -79,6 +79,8 @@ pub(crate) struct Crew<'a> {
     pub(crate) kernel: Kernel,
     pub(crate) pool: &'a mut Pool,
     pub(crate) n_workers: usize,
+    /// The file in which the head may lie, if single rows are to be read from it.
+    pub(crate) file: Option<&'a FileMap>,
 }
 
 /// The entries of a batch that are screened.
@@ -331,7 +333,7 @@ fn settle(
             search.reach(head, kernel, screen, goal, lower);
         });
     if screen == Screen::Exact {
-        refine(head, searches, lower, crew);
+        refine(head, searches, crew);
     }
     let entries = searches.iter_mut().zip(goals);
     crew.pool.for_each(n_workers, entries, |_, (search, goal)| {
@@ -348,21 +350,16 @@ fn settle(
 
 /// Bounds by both planes of the rows that each search has left. Range of rows by range, so that what several searches have left
 /// comes from memory once.
-fn refine(head: &ScreenedHead, searches: &mut [Search], lower: &[f32], crew: &mut Crew<'_>) {
+fn refine(head: &ScreenedHead, searches: &mut [Search], crew: &mut Crew<'_>) {
     let n_vocab = head.matrix().rows();
     let kernel = crew.kernel;
-    let lower = lower.chunks_exact(n_vocab);
-    let left = searches
-        .iter_mut()
-        .zip(lower)
-        .map(|(search, lower)| Unrefined {
-            query: &search.query,
-            is_trusted: &search.is_trusted,
-            threshold: search.threshold,
-            lower,
-            rows: &search.rows,
-            bounds: &mut search.bounds,
-        });
+    let left = searches.iter_mut().map(|search| Unrefined {
+        query: &search.query,
+        is_trusted: &search.is_trusted,
+        threshold: search.threshold,
+        rows: &search.rows,
+        bounds: &mut search.bounds,
+    });
     let mut left: Vec<Unrefined<'_>> = left.collect();
     let ends = (1..=n_vocab.div_ceil(REFINE_RANGE)).map(|i| i * REFINE_RANGE);
     let parts = ends.map(|end| {
@@ -378,7 +375,8 @@ fn refine(head: &ScreenedHead, searches: &mut [Search], lower: &[f32], crew: &mu
 
 /// The logits of all rows left, as the full head computes them.
 fn compute(head: &ScreenedHead, searches: &mut [Search], goals: &[Goal<'_>], crew: &mut Crew<'_>) {
-    let (matrix, kernel) = (head.matrix(), crew.kernel);
+    let (matrix, kernel, file) = (head.matrix(), crew.kernel, crew.file);
+    let file = file.filter(|file| file.holds(matrix.bytes()));
     let parts = searches.iter_mut().zip(goals).flat_map(|(search, goal)| {
         let rows = search.rows.chunks(LOGIT_ROWS);
         let parts = rows.zip(search.logits.chunks_mut(LOGIT_ROWS));
@@ -386,14 +384,19 @@ fn compute(head: &ScreenedHead, searches: &mut [Search], goals: &[Goal<'_>], cre
     });
     crew.pool
         .for_each(crew.n_workers, parts, |_, (input, rows, logits)| {
-            ahead(rows, |row| matrix.prefetch_row(row));
+            let mut buffer = Vec::new();
+            let prefetch = |row: u32| match file {
+                Some(_) => {}
+                None => matrix.prefetch_row(row as usize),
+            };
+            ahead(rows, prefetch);
             for (i, (&row, logit)) in rows.iter().zip(logits).enumerate() {
                 if let Some(&next) = rows.get(i + AHEAD_ROWS) {
-                    matrix.prefetch_row(next as usize);
+                    prefetch(next);
                 }
-                let row = row as usize;
-                let out = std::slice::from_mut(logit);
-                kernel.dense_matmul(matrix, row..row + 1, &[input], &mut [out]);
+                let row = matrix.row(row as usize);
+                let row = file.map_or(row, |file| file.read(row, &mut buffer));
+                *logit = kernel.dense_product(matrix.ty(), row, input);
             }
         });
 }
@@ -435,9 +438,8 @@ struct Unrefined<'a> {
     is_trusted: &'a AtomicBool,
     /// Rows below are of no interest.
     threshold: f32,
-    /// `[n_vocab]` by the high plane.
-    lower: &'a [f32],
     rows: &'a [u32],
+    /// By the high plane; then refined.
     bounds: &'a mut [f32],
 }
 
@@ -456,13 +458,13 @@ impl<'a> Unrefined<'a> {
     }
 
     fn refine(self, head: &ScreenedHead, kernel: Kernel) {
-        ahead(self.rows, |row| head.prefetch_row(row));
+        ahead(self.rows, |row| head.prefetch_row(row as usize));
         for (i, (&row, bound)) in self.rows.iter().zip(self.bounds).enumerate() {
             if let Some(&next) = self.rows.get(i + AHEAD_ROWS) {
                 head.prefetch_row(next as usize);
             }
             let row = row as usize;
-            let refined = head.refine(kernel, row, self.query, self.lower[row], self.threshold);
+            let refined = head.refine(kernel, row, self.query, *bound, self.threshold);
             *bound = refined.lower;
             if !refined.trusted {
                 self.is_trusted.store(false, Ordering::Relaxed);
@@ -510,10 +512,8 @@ impl Search {
         self.threshold = threshold.unwrap_or(f32::NEG_INFINITY);
         let lower = (&*lower, &self.peaks);
         self.refined.clear();
-        self.rows.clear();
-        head.survivors(screen, lower, &self.query, self.threshold, &mut self.rows);
-        self.bounds.clear();
-        self.bounds.resize(self.rows.len(), 0.0);
+        let left = (&mut self.rows, &mut self.bounds);
+        head.survivors(screen, lower, &self.query, self.threshold, left);
     }
 
     /// The k-th largest refined bound of the rows with the largest bounds by the high plane; `None` when there are too few. It is about a
@@ -528,19 +528,18 @@ impl Search {
         let n = SEEDS_EACH * k + SEEDS_MORE;
         let least = self.peaks.kth_largest(lower, n, &mut self.scratch)?;
         self.rows.clear();
+        self.bounds.clear();
         // More are there only if they are equal; any of them will do.
-        self.peaks.reaching(lower, least, |row, _| {
+        self.peaks.reaching(lower, least, |row, lower| {
             if self.rows.len() < 2 * n {
                 self.rows.push(row as u32);
+                self.bounds.push(lower);
             }
         });
-        self.bounds.clear();
-        self.bounds.resize(self.rows.len(), 0.0);
         let seeds = Unrefined {
             query: &self.query,
             is_trusted: &self.is_trusted,
             threshold: f32::NEG_INFINITY,
-            lower,
             rows: &self.rows,
             bounds: &mut self.bounds,
         };
@@ -606,8 +605,7 @@ impl Search {
 }
 
 /// Asks for the first rows of a part.
-fn ahead(rows: &[u32], prefetch: impl Fn(usize)) {
-    rows.iter()
-        .take(AHEAD_ROWS)
-        .for_each(|&row| prefetch(row as usize));
+fn ahead(rows: &[u32], prefetch: impl Fn(u32)) {
+    let first = rows.iter().take(AHEAD_ROWS);
+    first.for_each(|&row| prefetch(row));
 }

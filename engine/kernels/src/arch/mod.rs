@@ -256,7 +256,7 @@ const LINE_BYTES: usize = 64;
 #[inline]
 #[cfg(target_arch = "x86_64")]
 #[allow(unused_unsafe)]
-fn prefetch_line(line: *const u8) {
+pub(crate) fn prefetch_line(line: *const u8) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     // SAFETY: a prefetch of any address is allowed; it reads nothing.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
@@ -264,7 +264,7 @@ fn prefetch_line(line: *const u8) {
 
 #[inline]
 #[cfg(target_arch = "aarch64")]
-fn prefetch_line(line: *const u8) {
+pub(crate) fn prefetch_line(line: *const u8) {
     // SAFETY: a prefetch of any address is allowed; it reads nothing.
     unsafe {
         std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) line, options(nostack, preserves_flags, readonly));
@@ -272,7 +272,7 @@ fn prefetch_line(line: *const u8) {
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn prefetch_line(_: *const u8) {}
+pub(crate) fn prefetch_line(_: *const u8) {}
 
 /// `rounds` of 320 multiply-adds by `vpmaddubsw` and `vpaddw` in registers; `None` when this CPU has no AVX2.
 pub(crate) fn byte_products(rounds: usize) -> Option<i32> {

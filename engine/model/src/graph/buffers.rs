@@ -130,6 +130,8 @@ pub(super) struct Scratch {
     /// Two parts of a matrix product, each `[n, part]`.
     pub(super) tile: [Vec<f32>; 2],
     pub(super) rows: RowList,
+    /// A row of the embedding as it lies in the file.
+    pub(super) embedding_row: Vec<u8>,
 }
 
 impl Shape {
@@ -305,6 +307,7 @@ impl Scratch {
             scores: vec![0.0; shape.attend_tokens() * shape.group * limits.context],
             tile: [vec![0.0; tile], vec![0.0; tile]],
             rows: RowList::default(),
+            embedding_row: Vec::new(),
         }
     }
 }

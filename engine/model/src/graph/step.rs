@@ -11,7 +11,7 @@ use super::buffers::{
 };
 use crate::facts::padded_cols;
 use crate::kv::{HeadCellsMut, KvCache};
-use crate::os::split_columns;
+use crate::os::{FileMap, split_columns};
 use crate::pool::Pool;
 use crate::protocol::Activation;
 use crate::sampler::Want;
@@ -26,15 +26,21 @@ pub(super) struct Step<'a> {
     pub(super) scratch: &'a [Mutex<Scratch>],
     pub(super) n_workers: usize,
     pub(super) n_tokens: usize,
+    /// The file in which single rows of embedding and head may lie.
+    pub(super) file: Option<&'a FileMap>,
 }
 
 impl Step<'_> {
     pub(super) fn embed(&mut self, batch: &[Entry], embedding: &DenseMatrix, x: &mut [f32]) {
         let (kernel, scale) = (self.kernel, self.shape.embedding_scale);
+        let (file, scratch) = (self.file, self.scratch);
         let rows = batch.iter().zip(x.chunks_exact_mut(self.shape.n_embd));
         let n_workers = self.workers_for_rows();
-        self.pool.for_each(n_workers, rows, |_, (entry, row)| {
-            kernel.dense_row(embedding, entry.token as usize, row);
+        self.pool.for_each(n_workers, rows, |worker, (entry, row)| {
+            let buffer = &mut lock(&scratch[worker]).embedding_row;
+            let bytes = embedding.row(entry.token as usize);
+            let bytes = file.map_or(bytes, |file| file.read(bytes, buffer));
+            kernel.dense_values(embedding.ty(), bytes, row);
             if scale != 1.0 {
                 row.iter_mut().for_each(|x| *x *= scale);
             }
@@ -163,6 +169,7 @@ impl Step<'_> {
                 kernel,
                 pool: self.pool,
                 n_workers: self.n_workers,
+                file: self.file,
             };
             let job = Job {
                 inputs: screened,
