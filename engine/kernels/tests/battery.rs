@@ -223,6 +223,24 @@ fn short_batches_are_exact() {
     }
 }
 
+/// As many columns as a matrix may have, and sums as large as they get.
+#[test]
+fn the_longest_rows_do_not_overflow() {
+    let (rows, cols) = (3, if cfg!(miri) { 128 } else { 1 << 22 });
+    for fill in [Fill::Constant(0xff, -128), Fill::Constant(0xff, 127)] {
+        let codes = SharedBytes::new(fill.codes(rows * cols / 4));
+        let w = PackedMatrix::i2_s(codes, rows, cols, 1.0).unwrap();
+        let expected = naive(&w, &fill.activations(3, cols));
+        for n in 1..=3 {
+            let x = fill.activations(n, cols);
+            for (kernel, w) in each_kernel(std::slice::from_ref(&w)) {
+                let found = multiply(kernel, w, 0..rows, &x);
+                assert_eq!(found, expected[..n], "{kernel}, {n} tokens, {fill:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn row_ranges_are_parts_of_the_whole() {
     let (rows, cols) = (110, if cfg!(miri) { 128 } else { 384 });

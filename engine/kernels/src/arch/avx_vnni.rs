@@ -8,7 +8,8 @@ pub(super) use super::avx2::{
     f32_row, gelu_mul, q4_0_matmul, q4_0_row, q6_k_matmul, q6_k_row, q8_0_matmul, q8_0_row,
     quantize, relu2_mul, rms_norm, silu_mul, softmax, store_f16, store_q6_k, store_q8_0,
 };
-use super::avx2::{load_activations, load_bytes, load_integers, masked_codes, sum_i32};
+use super::avx2::{load_bytes, load_integers, sum_i32};
+use super::avx2_i2_s::{load_activations, masked_codes};
 use super::{LINE_BYTES, finish, prefetch_line};
 use crate::QuantRows;
 use crate::screen::{PLANE_BYTES, PLANE_COLS};

@@ -20,6 +20,8 @@ mod planes;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_i2_s;
+#[cfg(target_arch = "x86_64")]
 mod avx2_lookup;
 #[cfg(target_arch = "x86_64")]
 mod avx2_planes;
@@ -279,7 +281,7 @@ pub(crate) fn byte_products(rounds: usize) -> Option<i32> {
     #[cfg(target_arch = "x86_64")]
     if detected(Isa::Avx2) {
         // SAFETY: the CPU was just seen to have the features.
-        return Some(unsafe { avx2::byte_products(rounds) });
+        return Some(unsafe { avx2_i2_s::byte_products(rounds) });
     }
     let _ = rounds;
     None
