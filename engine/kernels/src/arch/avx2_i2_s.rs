@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::avx2::{load_bytes, load_integers, prefetch, sum_i32, widened};
 use super::finish;
+use super::tiles::{NEAR_ROWS, near_tokens, take_near};
 use crate::QuantRows;
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
 
@@ -19,8 +20,9 @@ const CHUNK: usize = 10;
 const MASKED_CHUNK: usize = 4;
 /// Rows of a tile. With three tokens, as most have: nine accumulators, three codes, one activation of sixteen registers.
 const ROWS: usize = 3;
-/// With more bytes of activations, which then don't stay in the first-level cache, unpacking rows to memory pays.
-const NEAR_BYTES: usize = 30 << 10;
+/// Up to so many tokens, codes are unpacked in registers for up to `FEW_TOKENS` at a time; for more, unpacking rows to memory pays.
+const FEW: usize = 16;
+const FEW_TOKENS: usize = 4;
 /// Tokens whose sums wait on the stack while chunks of unpacked rows meet them all.
 const PANEL: usize = 96;
 /// Groups of rows whose chunks are unpacked together, 15 KB: as often is each activation used once it is in the first-level
@@ -36,24 +38,41 @@ struct Panel<const R: usize> {
 /// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
-    let row_bytes = x.cols() / 4;
-    if x.len() * x.cols() <= NEAR_BYTES || x.len() < ROWS {
-        for (r, codes) in codes.chunks_exact(row_bytes).enumerate() {
-            let mut t = 0;
-            while t < x.len() {
-                t += match x.len() - t {
-                    1 => one(codes, scale, x, t, r, out),
-                    2 | 4 => few::<2>(codes, scale, x, t, r, out),
-                    _ => few::<3>(codes, scale, x, t, r, out),
-                };
-            }
-        }
-        return;
+    if x.len() <= FEW {
+        return in_registers(codes, scale, x, out);
     }
+    let row_bytes = x.cols() / 4;
     let grouped = out[0].len() - out[0].len() % ROWS;
     let (groups, rest) = codes.split_at(grouped * row_bytes);
     in_panels::<ROWS>(groups, scale, x, 0, out);
     in_panels::<1>(rest, scale, x, grouped, out);
+}
+
+/// All rows, a block of them after another, which comes from memory once, with as many tokens at a time as stay in the first-level
+/// cache.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn in_registers(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
+    let row_bytes = x.cols() / 4;
+    let near = near_tokens(x.cols(), FEW_TOKENS);
+    let blocks = codes.chunks(NEAR_ROWS * row_bytes);
+    for (codes, first_row) in blocks.zip((0..).step_by(NEAR_ROWS)) {
+        let mut first = 0;
+        while first < x.len() {
+            let end = first + take_near(x.len() - first, near);
+            for (codes, r) in codes.chunks_exact(row_bytes).zip(first_row..) {
+                let mut t = first;
+                while t < end {
+                    t += match end - t {
+                        1 => one(codes, scale, x, t, r, out),
+                        2 => few::<2>(codes, scale, x, t, r, out),
+                        3 | 5 | 6 => few::<3>(codes, scale, x, t, r, out),
+                        _ => few::<FEW_TOKENS>(codes, scale, x, t, r, out),
+                    };
+                }
+            }
+            first = end;
+        }
+    }
 }
 
 /// All rows, `R` of them a group, the first of them row `r`.

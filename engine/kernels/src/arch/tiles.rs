@@ -15,6 +15,14 @@ pub(super) fn near_tokens(cols: usize, tile: usize) -> usize {
     (NEAR_BYTES / cols / tile).max(1) * tile
 }
 
+/// How many of the tokens left come next: never so many that a single one stays behind.
+pub(super) fn take_near(left: usize, near: usize) -> usize {
+    match left == near + 1 {
+        true => near - 1,
+        false => left.min(near),
+    }
+}
+
 macro_rules! tiled_matmul {
     ($(#[$isa:meta])*) => {
         /// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`: a block of rows, which comes from memory once, with as
@@ -29,8 +37,7 @@ macro_rules! tiled_matmul {
             for (codes, r) in blocks.zip((0..).step_by(super::tiles::NEAR_ROWS)) {
                 let mut first = 0;
                 while first < x.len() {
-                    let left = x.len() - first;
-                    let n = if left == near + 1 { near - 1 } else { left.min(near) };
+                    let n = super::tiles::take_near(x.len() - first, near);
                     rows::<ROWS, 1>(codes, scale, x, first..first + n, r, out);
                     first += n;
                 }
