@@ -5,6 +5,7 @@ mod common;
 use bitnet_model::engine::Engine;
 use bitnet_model::graph::Entry;
 use bitnet_model::protocol::{EngineConfig, KvType};
+use bitnet_model::synth::{Shape, write};
 
 /// Decode steps from here on: before and behind the place where heads begin to be divided.
 const DEPTH: usize = 500;
@@ -13,7 +14,16 @@ const STEPS: usize = 30;
 #[test]
 fn logits_far_into_a_context_do_not_depend_on_threads() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let mut config = common::config(&common::model(directory.path(), "tiny"));
+    // Two threads take a head each of the three and divide the last; five divide all.
+    let shape = Shape {
+        n_embd: 384,
+        n_head: 6,
+        n_head_kv: 3,
+        ..Shape::preset("tiny").expect("the preset exists")
+    };
+    let path = directory.path().join("three-heads.gguf");
+    write(&shape, 7, &path, &mut |_, _| {}).expect("the model is written");
+    let mut config = common::config(&path);
     config.slot_context = DEPTH + STEPS;
     config.slots = 2;
     for kv_type in [KvType::F16, KvType::F32, KvType::Q8_0] {
