@@ -49,7 +49,9 @@ impl Packing {
     fn is_written_for(self, isa: Isa) -> bool {
         match self {
             Packing::I2S => true,
-            Packing::Tl1 | Packing::Tl2 => matches!(isa, Isa::Avx2 | Isa::Neon | Isa::Scalar),
+            Packing::Tl1 | Packing::Tl2 => {
+                matches!(isa, Isa::Avx512Vnni | Isa::Avx2 | Isa::Neon | Isa::Scalar)
+            }
         }
     }
 }

@@ -9,6 +9,8 @@ use super::grouped::*;
 use crate::lookup::{self, BLOCK_LOOKUPS, GROUP_ROWS, GroupedRows};
 use crate::{QuantRow, QuantRows};
 
+/// Groups that share a load of a table.
+const GROUPS: usize = 2;
 /// A byte per row of a group.
 type Bytes = __m256i;
 /// An i16 per row: rows 0 to 7 and 16 to 23, then the others, as interleaving bytes leaves them.
@@ -50,16 +52,24 @@ const fn indexed<const WIDTH: usize>() -> Indexed {
 /// The sums of `WIDTH` activations that each index stands for.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fill_table<const WIDTH: usize>(x: &[i8], table: &mut Table) {
+pub(super) fn index_sums<const WIDTH: usize>(x: &[i8]) -> __m256i {
     let Indexed { pairs, third } = const { &indexed::<WIDTH>() };
     let pair = _mm256_set1_epi16(i16::from_le_bytes([x[0] as u8, x[1] as u8]));
     let by_code = _mm256_maddubs_epi16(load_bytes(pairs), pair);
     let once = _mm256_maddubs_epi16(_mm256_set1_epi8(1), pair);
-    let mut sums = _mm256_sub_epi16(by_code, once);
-    if WIDTH == 3 {
-        let x = _mm256_set1_epi16(i16::from(x[2]));
-        sums = _mm256_add_epi16(sums, _mm256_and_si256(x, load_words(third)));
+    let sums = _mm256_sub_epi16(by_code, once);
+    if WIDTH == 2 {
+        return sums;
     }
+    let x = _mm256_set1_epi16(i16::from(x[2]));
+    _mm256_add_epi16(sums, _mm256_and_si256(x, load_words(third)))
+}
+
+/// The same in two bytes each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fill_table<const WIDTH: usize>(x: &[i8], table: &mut Table) {
+    let sums = index_sums::<WIDTH>(x);
     let high = _mm256_mulhrs_epi16(sums, _mm256_set1_epi16(INVERSE_BASE));
     let low = _mm256_sub_epi16(sums, _mm256_mullo_epi16(high, _mm256_set1_epi16(BASE)));
     let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(low, high));
@@ -125,7 +135,7 @@ fn look_up_block<const WIDTH: usize, const G: usize>(
 /// The signs of TL2, which follow four vectors of indices.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn signs_of(block: &[u8]) -> __m256i {
+pub(super) fn signs_of(block: &[u8]) -> __m256i {
     load_bytes(part(block, SIGNS))
 }
 
@@ -178,7 +188,7 @@ fn add_rows(wide: Wide, sums: &mut Sums) {
 /// The codes 0, 1, 2 of a block by pairs of columns.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn unpack<const WIDTH: usize>(block: &[u8], out: &mut [PairCodes]) {
+pub(super) fn unpack<const WIDTH: usize>(block: &[u8], out: &mut [PairCodes]) {
     let mut columns = [_mm256_setzero_si256(); 3 * BLOCK_LOOKUPS];
     let mut signs = _mm256_setzero_si256();
     if WIDTH == 3 {
@@ -225,7 +235,7 @@ fn unpack<const WIDTH: usize>(block: &[u8], out: &mut [PairCodes]) {
 /// Adds the products of up to `PAIRS` pairs of columns of 32 rows with those of `T` tokens.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile<const T: usize>(codes: &[PairCodes], x: [&[[i8; 2]]; T], sums: &mut [Sums; T]) {
+pub(super) fn tile<const T: usize>(codes: &[PairCodes], x: [&[[i8; 2]]; T], sums: &mut [Sums; T]) {
     let x = x.map(|x| &x[..codes.len()]);
     let mut wide = [zero_wide(); T];
     for (i, codes) in codes.iter().enumerate() {
@@ -254,7 +264,7 @@ fn load_words(x: &[i16; 16]) -> __m256i {
 #[inline]
 #[allow(unused_unsafe)]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn prefetch_at(here: &[u8], ahead: usize) {
+pub(super) fn prefetch_at(here: &[u8], ahead: usize) {
     let there = here.as_ptr().wrapping_add(ahead);
     // SAFETY: a prefetch of any address is allowed; it reads nothing.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(there.cast()) };

@@ -3,19 +3,19 @@
 //! One or two tokens: sums of two or three activations in tables of sixteen, looked up for a group's 32 rows at once. More
 //! tokens: weights are unpacked once into columns and multiplied.
 //!
-//! A sum `v` of a table stands in two bytes, `v = low + 31·high` with |low| ≤ 15 and, |v| being at most 384, |high| ≤ 12: so
+//! A sum `v` of a table, where instructions look bytes up, stands in two of them, `v = low + 31·high` with |low| ≤ 15 and, |v| being at most 384, |high| ≤ 12: so
 //! eight of them add up in a byte and nothing is rounded. A negative sign of TL2 negates both bytes.
 //!
-//! `grouped_matmul!` expects at the place of use, all with the given attributes: `Bytes`, a byte per row of a group, and `Wide`,
-//! an i16 per row, with `zero_wide` and `add_rows(wide, sums)`; `fill_table(x, table)`, the sums of `WIDTH` activations
-//! that each index stands for; `look_up_block(tables, blocks)`, for each block the sums of its eight lookups, low and high
-//! bytes; `widen(wide, [low, high])`, which adds `low + BASE·high`; `unpack(block, columns)`, the codes 0, 1, 2 of a block by
+//! `grouped_matmul!` expects at the place of use, all with the given attributes: `GROUPS`, how many share a load of a table;
+//! `Wide`, an i16 per row, with `zero_wide` and `add_rows(wide, sums)`; `fill_table(x, table)`, the sums of `WIDTH` activations
+//! that each index stands for; `look_up_block(tables, blocks)`, for each block the sums of its eight lookups (low and high bytes,
+//! or all sums and those to be negated); `widen(wide, found)`, which adds them; `unpack(block, columns)`, the codes 0, 1, 2 of a block by
 //! pairs of columns; `tile(columns, x, sums)`, which adds the products of up to `PAIRS` of them with those of `T` tokens; and
 //! `prefetch_at(bytes, ahead)`.
 
 use crate::lookup::{self, BLOCK_LOOKUPS, GROUP_ROWS};
 
-/// `low` of sixteen sums, then `high`.
+/// `low` of sixteen sums, then `high`; or sixteen sums as i16.
 pub(super) type Table = [[u8; 16]; 2];
 /// Those of a block's lookups.
 pub(super) type Tables = [Table; BLOCK_LOOKUPS];
@@ -35,8 +35,8 @@ pub(super) const FEW: usize = 2;
 pub(super) const TABLED: usize = 448;
 /// Groups that share these tables.
 pub(super) const PANEL_GROUPS: usize = 64;
-/// How far ahead weights are asked for, in each of two groups.
-pub(super) const AHEAD_BYTES: usize = 4 << 10;
+/// How far ahead weights are asked for, in all groups together.
+pub(super) const AHEAD_BYTES: usize = 8 << 10;
 /// Blocks that an i16 lane sums without overflow: 8 · 384 · 10 = 30,720.
 pub(super) const CHUNK: usize = 10;
 /// Tokens whose sums wait while a group of unpacked rows meets them all.
@@ -128,15 +128,18 @@ macro_rules! grouped_matmul {
                     let start = i * TABLED * lookup::block_bytes(WIDTH);
                     let run = start..start + tables.len() * lookup::block_bytes(WIDTH);
                     let run_of = |group| &groups[group * group_bytes..][run.clone()];
-                    let (pairs, last) = sums.as_chunks_mut::<2>();
-                    let n_pairs = pairs.len();
-                    for (g, sums) in pairs.iter_mut().enumerate() {
-                        let runs = [run_of(2 * g), run_of(2 * g + 1)];
-                        look_up::<WIDTH, 2>(tables, runs, group_bytes, sums);
+                    let (whole, others) = sums.as_chunks_mut::<GROUPS>();
+                    let n_whole = GROUPS * whole.len();
+                    for (first, sums) in (0..).step_by(GROUPS).zip(whole) {
+                        let mut runs: [&[u8]; GROUPS] = [&[]; GROUPS];
+                        for (g, run) in (first..).zip(&mut runs) {
+                            *run = run_of(g);
+                        }
+                        look_up::<WIDTH, GROUPS>(tables, runs, group_bytes, sums);
                     }
-                    if let [sums] = last {
+                    for (g, sums) in (n_whole..).zip(others) {
                         let sums = std::array::from_mut(sums);
-                        look_up::<WIDTH, 1>(tables, [run_of(2 * n_pairs)], group_bytes, sums);
+                        look_up::<WIDTH, 1>(tables, [run_of(g)], group_bytes, sums);
                     }
                 }
                 for sums in sums {
@@ -194,10 +197,15 @@ macro_rules! grouped_matmul {
             for (chunk, tables) in tables.chunks(CHUNK).enumerate() {
                 let mut wide = [zero_wide(); G];
                 for (b, tables) in (chunk * CHUNK..).zip(tables) {
-                    let blocks = groups.map(|group| &group[b * block_bytes..][..block_bytes]);
-                    let ahead = match b * block_bytes + AHEAD_BYTES < groups[0].len() {
-                        true => AHEAD_BYTES,
-                        false => AHEAD_BYTES + G * group_bytes - groups[0].len(),
+                    // By a loop: closures handed to functions without these features are not inlined.
+                    let mut blocks: [&[u8]; G] = [&[]; G];
+                    for (block, group) in blocks.iter_mut().zip(groups) {
+                        *block = &group[b * block_bytes..][..block_bytes];
+                    }
+                    let ahead = AHEAD_BYTES / GROUPS;
+                    let ahead = match b * block_bytes + ahead < groups[0].len() {
+                        true => ahead,
+                        false => ahead + G * group_bytes - groups[0].len(),
                     };
                     for block in blocks {
                         for line in block.chunks(64) {

@@ -28,6 +28,8 @@ mod avx2_planes;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod avx512_lookup;
+#[cfg(target_arch = "x86_64")]
 mod avx_vnni;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -127,6 +129,9 @@ macro_rules! enter_lookup {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a `Runnable` only exists for an instruction set whose features `detected` saw on this CPU.
             Isa::Avx2 => unsafe { avx2_lookup::$function::<$width>($($argument),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512Vnni => unsafe { avx512_lookup::$function::<$width>($($argument),*) },
             #[cfg(target_arch = "aarch64")]
             // SAFETY: as above.
             Isa::Neon => unsafe { neon_lookup::$function::<$width>($($argument),*) },

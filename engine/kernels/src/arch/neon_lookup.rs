@@ -9,6 +9,8 @@ use super::neon::{load_bytes, prefetch_at};
 use crate::lookup::{self, BLOCK_LOOKUPS, GROUP_ROWS, GroupedRows};
 use crate::{QuantRow, QuantRows};
 
+/// Groups that share a load of a table.
+const GROUPS: usize = 2;
 /// A byte per row of a group.
 type Bytes = [uint8x16_t; 2];
 /// An i16 per row, in their order.
