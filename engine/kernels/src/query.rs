@@ -159,3 +159,39 @@ impl Reading {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_the_code_and_rounded_up_as_often_as_they_are_near() {
+        const COLUMNS: usize = 8192;
+        for code in [
+            -16_256, -16_255, -129, -128, -1, 0, 1, 64, 127, 4000, 16_255, 16_256,
+        ] {
+            let mut sum = 0;
+            for column in 0..COLUMNS {
+                let (high, low) = dithered(column, code);
+                assert_eq!(128 * high + low, code, "column {column}");
+                assert!(high.abs() <= 127 && low.abs() <= 127, "{code} in {column}");
+                sum += i64::from(low);
+            }
+            // The mean of the low part is 0, its deviation 64 at most.
+            let deviations = sum as f64 / (64.0 * (COLUMNS as f64).sqrt());
+            assert!(deviations.abs() < 4.0, "{code}: {deviations} deviations");
+        }
+    }
+
+    #[test]
+    fn a_query_with_one_number_above_all_is_read_in_15_bits() {
+        let mut query = Query::default();
+        let mut h: Vec<f32> = (0..2560).map(|i| (i as f32).sin()).collect();
+        query.set(&h);
+        assert_eq!(query.parts(Screen::Exact).count(), 1);
+        assert_eq!(query.parts(Screen::Proven).count(), 2);
+        h[77] = 60.0;
+        query.set(&h);
+        assert_eq!(query.parts(Screen::Exact).count(), 2);
+    }
+}

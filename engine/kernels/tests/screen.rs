@@ -435,6 +435,15 @@ fn the_kth_largest_is_found() {
         for k in [1, 2, 40, n] {
             let expected = sorted.get(k - 1).copied();
             assert_eq!(kth_largest(&values, k, &mut scratch), expected);
+            let mut peaks = Peaks::default();
+            peaks.find(&values);
+            assert_eq!(peaks.kth_largest(&values, k, &mut scratch), expected);
+            let mut found = Vec::new();
+            let least = expected.unwrap_or(250.0);
+            peaks.reaching(&values, least, |place, value| found.push((place, value)));
+            let all = values.iter().copied().enumerate();
+            let wanted: Vec<_> = all.filter(|&(_, value)| value >= least).collect();
+            assert_eq!(found, wanted);
         }
     }
 }

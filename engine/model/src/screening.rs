@@ -223,7 +223,7 @@ impl Screening {
         let lower = lower.chunks_exact_mut(head.matrix().rows());
         for ((search, goal), lower) in searches.iter_mut().zip(&goals).zip(lower) {
             if !search.is_trusted() {
-                tracing::debug!("estimates are off by more than 6 sigma, both planes are read");
+                tracing::debug!("estimates are off by more than 5 sigma, both planes are read");
                 search.prove(head, goal, crew, lower);
             }
             self.n_read += search.rows.len();
