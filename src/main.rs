@@ -200,18 +200,18 @@ fn node_server(args: ServeArgs) -> anyhow::Result<ExitCode> {
 /// Prints what would happen.
 fn check(settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
+    if settings.per_node.value {
+        for line in nodes::lines(settings)? {
+            writeln!(out, "{line}")?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(prepared) = external::prepare(settings, &settings::environment())? {
         for line in settings.notices.iter().chain(&prepared.lines()) {
             writeln!(out, "{line}")?;
         }
         for warning in settings.warnings.iter().chain(prepared.warnings()) {
             writeln!(out, "warning: {warning}")?;
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    if settings.per_node.value {
-        for line in nodes::lines(settings)? {
-            writeln!(out, "{line}")?;
         }
         return Ok(ExitCode::SUCCESS);
     }

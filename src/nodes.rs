@@ -23,7 +23,7 @@ use crate::serve::{self, Signals, Told};
 use crate::settings::{Dialect, Settings, Sources, environment};
 use crate::supervise::child::reap_orphans;
 use crate::supervise::state::Failure;
-use crate::{startup, systemd};
+use crate::{external, startup, systemd};
 use replica::{Event, Replica};
 use share::{Share, shares};
 
@@ -58,8 +58,9 @@ pub(crate) fn run(settings: Settings, sources: Sources) -> anyhow::Result<ExitCo
 /// # Errors
 /// As [`run`].
 pub(crate) fn lines(settings: &Settings) -> anyhow::Result<Vec<String>> {
-    let host = Host::detect();
-    let mut lines = Vec::new();
+    let (host, env) = (Host::detect(), environment());
+    let mut lines = settings.notices.clone();
+    let warning = |text: &dyn std::fmt::Display| format!("warning: {text}");
     for share in shares(&host, settings)? {
         let mut near = host.clone();
         if share.node.is_some() {
@@ -67,14 +68,24 @@ pub(crate) fn lines(settings: &Settings) -> anyhow::Result<Vec<String>> {
         }
         let settings = share.planned_with(settings);
         lines.push(share.to_string());
-        let prepared = startup::prepare_on(near, &settings)?;
-        lines.extend(
-            prepared
-                .lines(&settings)
-                .into_iter()
-                .map(|line| format!("  {line}")),
-        );
+        let told: Vec<String> = match external::prepare_on(near.clone(), &settings, &env)? {
+            Some(prepared) => {
+                let warnings = prepared.warnings().iter().map(|text| warning(text));
+                prepared.lines().into_iter().chain(warnings).collect()
+            }
+            None => {
+                let prepared = startup::prepare_on(near, &settings)?;
+                let warnings = prepared.plan.warnings.iter().map(|text| warning(text));
+                prepared
+                    .lines(&settings)
+                    .into_iter()
+                    .chain(warnings)
+                    .collect()
+            }
+        };
+        lines.extend(told.into_iter().map(|line| format!("  {line}")));
     }
+    lines.extend(settings.warnings.iter().map(|text| warning(text)));
     Ok(lines)
 }
 

@@ -2,13 +2,16 @@
 #![allow(missing_docs)]
 
 mod common;
+#[path = "common/fake_engine.rs"]
+mod fake_engine;
 
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Server, is_alive, program, wait_for};
+use common::{Server, demo_model, is_alive, program, wait_for};
+use fake_engine::Fake;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -220,4 +223,28 @@ fn the_plan_is_told_for_each_node() {
         .output()
         .unwrap();
     assert!(output.status.success());
+}
+
+/// The engine itself, when a script of [`Fake`] starts this program.
+#[test]
+fn fake_llama_server() {
+    fake_engine::run_if_asked();
+}
+
+#[test]
+fn the_plan_of_another_engine_is_told_for_each_node() {
+    let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+    if two_nodes(dir.path()).is_none() {
+        return;
+    }
+    let output = inside(dir.path())
+        .arg(env!("CARGO_BIN_EXE_bitnet-launch"))
+        .args(["--per-node", "--check", "--engine", &fake.path(), "-m"])
+        .arg(demo_model())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    for line in ["NUMA node ", "\n  Engine: ", "\n  Command: "] {
+        assert_eq!(told.matches(line).count(), 2, "{line}: {told}");
+    }
 }

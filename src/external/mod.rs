@@ -242,7 +242,7 @@ pub(crate) fn prepare(settings: &Settings, env: &Environment) -> anyhow::Result<
 ///
 /// # Errors
 /// As [`prepare`].
-fn prepare_on(
+pub(crate) fn prepare_on(
     host: Host,
     settings: &Settings,
     env: &Environment,

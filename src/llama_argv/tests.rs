@@ -124,6 +124,16 @@ fn positions_keys_and_priority() {
         (scale("--rope-scaling linear"), scale("--rope-freq-scale 0")),
         (None, None)
     );
+    assert_eq!(scale("--rope-scale 0"), None);
+    assert!(scale("--rope-scale 1e-38").unwrap().is_finite());
+    for factor in ["1e-40", "-2", "1e39", "nan"] {
+        let line = flags(&format!("--rope-scale {factor}"));
+        let error = Settings::read(line, &Environment::new(), Dialect::LlamaServer).unwrap_err();
+        let wanted = format!(
+            "flag --rope-scale is `{factor}`, expected a number from 1e-38 to 3.4e38, or 0 for the file's"
+        );
+        assert_eq!(error.to_string(), wanted);
+    }
     let s = settings("--rope-scaling yarn --prio 2");
     assert_eq!(
         (s.warnings.len(), s.nice.value),

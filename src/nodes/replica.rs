@@ -212,7 +212,7 @@ impl Replica {
 
     /// Hears for the rest of our life when it serves.
     fn listen(&mut self, told: UnboundedSender<Event>) -> anyhow::Result<String> {
-        let name = format!("bitnet-launch-{}-node-{}", std::process::id(), self.node());
+        let name = socket_name(self.node());
         let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)
             .context("cannot hear when a server is ready")?;
         let n = self.n;
@@ -287,6 +287,12 @@ impl Replica {
     pub(super) fn start_at(&self) -> Option<Instant> {
         self.start_at
     }
+}
+
+/// Abstract names are open to the whole machine, so nobody can take or guess this one.
+fn socket_name(node: usize) -> String {
+    let (own, secret) = (std::process::id(), rand::random::<u128>());
+    format!("bitnet-launch-{own}-node-{node}-{secret:032x}")
 }
 
 /// The pause now, and the one after the next end.

@@ -517,7 +517,7 @@ impl Asked {
             _ => values::positive(text).map(Some),
         };
         let scale = self.or("rope-freq-scale", None, above_0)?;
-        let factor = self.or("rope-scale", None, above_0)?;
+        let factor = self.or("rope-scale", None, values::rope_factor)?;
         let method = self.or("rope-scaling", None, |text| match text {
             "none" | "linear" | "yarn" => Ok(Some(text.to_owned())),
             _ => Err("`none` or `linear`".to_owned()),

@@ -85,6 +85,17 @@ pub(super) fn positive(text: &str) -> Read<f32> {
         .ok_or_else(|| "a number above 0".to_owned())
 }
 
+/// A number whose inverse is one, too; 0 is none.
+pub(super) fn rope_factor(text: &str) -> Read<Option<f32>> {
+    /// The inverses of much smaller ones are infinite.
+    const LEAST: f32 = 1e-38;
+    match number(text) {
+        Ok(0.0) => Ok(None),
+        Ok(factor) if factor >= LEAST => Ok(Some(factor)),
+        _ => Err("a number from 1e-38 to 3.4e38, or 0 for the file's".to_owned()),
+    }
+}
+
 pub(super) fn rope_freq_base(text: &str) -> Read<Option<f32>> {
     match number(text) {
         Ok(0.0) => Ok(None),
