@@ -43,7 +43,7 @@ pub(crate) struct Reading {
 }
 
 impl Query {
-    /// Takes `h`, `[cols]`. One that is zero, too small or not finite [can't be screened](ScreenedHead::can_screen).
+    /// Takes `h`, `[cols]`. One that is zero, too small or not finite [can't be screened](crate::ScreenedHead::can_screen).
     pub fn set(&mut self, h: &[f32]) {
         self.len = h.len().next_multiple_of(PLANE_COLS);
         self.values.clear();
