@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use bitnet_kernels::Packing;
 use bitnet_model::facts::ModelFacts;
 use bitnet_model::gguf::TensorType;
+use bitnet_model::graph::PREFILL_PART;
 use bitnet_model::protocol::{HeadMode, KvType};
 use bitnet_model::{quantised, screening};
 
@@ -162,6 +163,8 @@ impl Sizes<'_> {
         let activations = self.batch * (8 * facts.n_embd + 4 * facts.n_ff);
         let logits = (slots + 1) * facts.n_vocab;
         let scores = self.threads * facts.n_head * slot_context;
+        // Parts of two products in each thread.
+        let parts = self.threads * self.batch * 2 * facts.n_ff.min(PREFILL_PART);
         MemoryPlan {
             head_copies_bytes: head_copies_bytes(facts, self.head),
             // The file's pages that a copy was made from are given back.
@@ -170,7 +173,7 @@ impl Sizes<'_> {
                 + facts.vector_bytes
                 + self.unused_copy_bytes(),
             kv_bytes: positions * facts.kv_bytes_per_token(self.kv_type),
-            buffers_bytes: ((activations + logits + scores) * size_of::<f32>()) as u64,
+            buffers_bytes: ((activations + logits + scores + parts) * size_of::<f32>()) as u64,
             program_bytes: program_bytes(facts.n_vocab as u64),
             budget: self.budget.clone(),
         }

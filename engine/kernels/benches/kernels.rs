@@ -82,11 +82,7 @@ fn main() {
         .skip(1)
         .find(|a| !a.starts_with('-'))
         .unwrap_or_default();
-    let large = SharedBytes::new(
-        (0..LARGE_BYTES)
-            .map(|i| ((i * 7) >> 3) as u8 & 0xaa)
-            .collect::<Vec<u8>>(),
-    );
+    let large = SharedBytes::new(codes(LARGE_BYTES));
     let screened = screened(&large);
     let kernels = Kernel::available();
     let mut lines = bandwidth(&large);
@@ -112,6 +108,17 @@ fn main() {
         lines.iter_mut().for_each(Line::measure);
     }
     lines.iter_mut().for_each(Line::report);
+}
+
+/// I2_S of random weights; a head's numbers, too, in other lines, and finite: the highest bits of a byte are never all set.
+fn codes(bytes: usize) -> Vec<u8> {
+    let mut state = 0x5eed_u32;
+    let mut byte = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let digit = |place: u32| ((state >> 16) / 3u32.pow(place) % 3) as u8;
+        (0..4).fold(0, |byte, place| byte << 2 | digit(place))
+    };
+    (0..bytes).map(&mut byte).collect()
 }
 
 /// Reading alone, with one thread and with two.
@@ -232,7 +239,7 @@ fn prefill(kernel: Kernel, matrices: &mut Matrices) -> Vec<Line<'static>> {
     .collect()
 }
 
-/// Weights that come from memory, for a few tokens.
+/// Weights that come from memory.
 fn batches(kernel: Kernel, matrices: &mut Matrices) -> Vec<Line<'static>> {
     let line = |((rows, cols), tokens): ((usize, usize), usize)| {
         let x = activations(kernel, tokens, cols);
@@ -249,7 +256,7 @@ fn batches(kernel: Kernel, matrices: &mut Matrices) -> Vec<Line<'static>> {
             },
         )
     };
-    let tokens = [2, 4, 8];
+    let tokens = [2, 4, 8, 16, 64];
     let all = tokens
         .iter()
         .flat_map(|&n| SHAPES[..2].iter().map(move |&shape| (shape, n)));

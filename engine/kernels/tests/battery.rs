@@ -53,6 +53,8 @@ enum Fill {
     Random(u64),
     /// Random codes without 3.
     Ternary(u64),
+    /// The same with activations as `quantize` makes them, so without -128.
+    Quantized(u64),
     /// Every byte of codes, every activation.
     Constant(u8, i8),
     /// Activations of alternating sign.
@@ -83,7 +85,7 @@ impl Fill {
                 let mut random = Random(seed);
                 (0..n).map(|_| random.byte()).collect()
             }
-            Fill::Ternary(seed) => {
+            Fill::Ternary(seed) | Fill::Quantized(seed) => {
                 let mut random = Random(seed);
                 let mut byte = || (0..4).fold(0, |byte, _| (byte << 2) | (random.byte() % 3));
                 (0..n).map(|_| byte()).collect()
@@ -95,6 +97,7 @@ impl Fill {
     fn activation(self, random: &mut Random, i: usize) -> i8 {
         match self {
             Fill::Random(_) | Fill::Ternary(_) => random.byte() as i8,
+            Fill::Quantized(_) => (random.byte() as i8).max(-127),
             Fill::Constant(_, q) => q,
             Fill::Alternating(_) => [127, -128][i % 2],
         }
@@ -192,10 +195,31 @@ fn ternary_products_are_exact() {
     }
 }
 
+/// Products with the first `n` of the same tokens, for each of `tokens`.
+fn check_batches(rows: usize, cols: usize, fill: Fill, tokens: &[usize]) {
+    let codes = SharedBytes::new(fill.codes(rows * cols / 4));
+    let w = PackedMatrix::i2_s(codes, rows, cols, 0.3).unwrap();
+    let most = tokens.iter().max().expect("there are tokens");
+    let expected = naive(&w, &fill.activations(*most, cols));
+    let packed = packed(&w);
+    for &n in tokens {
+        let x = fill.activations(n, cols);
+        for (kernel, w) in each_kernel(&packed) {
+            let found = multiply(kernel, w, 0..rows, &x);
+            assert_eq!(
+                found,
+                expected[..n],
+                "{kernel}, {rows} x {cols}, {n} tokens, {fill:?}"
+            );
+        }
+    }
+}
+
 /// More rows than a block of them, more activations than a cache near the core takes: every split of a short batch, with odd rows
 /// left over, and the largest sums.
 #[test]
 fn short_batches_are_exact() {
+    let tokens: Vec<usize> = (1..=if cfg!(miri) { 5 } else { 20 }).collect();
     for (rows, cols, fill) in [
         (125, 6912, Fill::Ternary(0x5eed_0013)),
         (63, 2560, Fill::Random(0x5eed_0014)),
@@ -205,21 +229,32 @@ fn short_batches_are_exact() {
         (62, 2560, Fill::Alternating(0x92)),
     ] {
         let cols = if cfg!(miri) { 128 } else { cols };
-        let codes = SharedBytes::new(fill.codes(rows * cols / 4));
-        let w = PackedMatrix::i2_s(codes, rows, cols, 0.3).unwrap();
-        let expected = naive(&w, &fill.activations(20, cols));
-        let packed = packed(&w);
-        for n in 1..=if cfg!(miri) { 5 } else { 20 } {
-            let x = fill.activations(n, cols);
-            for (kernel, w) in each_kernel(&packed) {
-                let found = multiply(kernel, w, 0..rows, &x);
-                assert_eq!(
-                    found,
-                    expected[..n],
-                    "{kernel}, {rows} x {cols}, {n} tokens, {fill:?}"
-                );
-            }
-        }
+        check_batches(rows, cols, fill, &tokens);
+    }
+}
+
+/// As many rows and tokens as pay for tables of sums, several blocks of either, half a cache line at the end of rows, and what
+/// tables can't hold.
+#[test]
+fn long_batches_are_exact() {
+    if cfg!(miri) {
+        check_batches(129, 128, Fill::Quantized(0x5eed_0020), &[16]);
+        return;
+    }
+    let tokens = [9, 10, 16, 25, 26, 47, 140];
+    for (rows, cols, fill) in [
+        (131, 384, Fill::Quantized(0x5eed_0015)),
+        (128, 2560, Fill::Quantized(0x5eed_0016)),
+        (701, 256, Fill::Quantized(0x5eed_0017)),
+        (1283, 128, Fill::Quantized(0x5eed_0018)),
+        (130, 512, Fill::Constant(0x00, 127)),
+        (130, 512, Fill::Constant(0x00, -127)),
+        (130, 512, Fill::Constant(0xaa, -127)),
+        (130, 512, Fill::Constant(0x00, -128)),
+        (130, 512, Fill::Alternating(0x55)),
+        (130, 384, Fill::Random(0x5eed_0019)),
+    ] {
+        check_batches(rows, cols, fill, &tokens);
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bitnet_kernels::Kernel;
 
+pub use self::buffers::PREFILL_PART;
 use self::buffers::{Buffers, Scratch, Shape};
 use self::step::Step;
 use crate::facts::ModelFacts;

@@ -48,6 +48,8 @@ const CHORES_SHARED: Duration = Duration::from_millis(20);
 const SCORED_PER_STEP: usize = 32;
 /// Fewest prompt tokens in a step, however slow the machine is.
 const SMALLEST_CHUNK: usize = 8;
+/// Tokens that kernels like to take together.
+const TILE: usize = 16;
 /// Longest wait for a sampler between two looks at the commands while there is nothing else to do.
 const SAMPLER_WAIT: Duration = Duration::from_millis(5);
 
@@ -488,9 +490,6 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             pace,
             ..
         } = self;
-        let mut budget = pace
-            .prompt_tokens(!batch.is_empty())
-            .min(engine.prefill_batch());
         let n_cached = |slot: usize| engine.kv().tokens(slot).len();
         order.clear();
         for (slot, it) in slots.iter().enumerate() {
@@ -499,6 +498,9 @@ impl<S: FnMut(FromEngine)> Scheduler<S> {
             }
         }
         order.sort_unstable();
+        let n_left = order.iter().map(|(n_left, _)| n_left).sum();
+        let budget = pace.prompt_tokens(!batch.is_empty());
+        let mut budget = worth_a_step(budget, n_left, batch.len()).min(engine.prefill_batch());
         for (place, &(n_left, slot)) in order.iter().enumerate() {
             let Some(job) = &mut slots[slot].job else {
                 continue;
@@ -652,6 +654,19 @@ fn evaluation(embed: Embed) -> Submit {
     }
 }
 
+/// About `budget` prompt tokens of the `n_left` that wait: with `others` they make whole tiles, and when nobody else is waiting, a
+/// few are not left behind for a step of their own, which reads all weights once more.
+fn worth_a_step(budget: usize, n_left: usize, others: usize) -> usize {
+    if others == 0 && n_left <= budget + budget / 2 {
+        return n_left;
+    }
+    let step = (others + budget + TILE / 2) / TILE * TILE;
+    match step > others {
+        true => step - others,
+        false => budget,
+    }
+}
+
 impl Pace {
     /// Prompt tokens that fit a step.
     fn prompt_tokens(&self, is_shared: bool) -> usize {
@@ -671,6 +686,26 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_are_whole_tiles_or_all_that_is_left() {
+        let long = 1000;
+        let cases = [
+            (128, long, 0, 128),
+            (95, long, 0, 96),
+            (54, long, 0, 48),
+            (54, long, 3, 61),
+            (8, long, 20, 12),
+            (8, long, 3, 13),
+            (95, 128, 0, 128),
+            (95, 143, 0, 96),
+            (95, 128, 1, 95),
+        ];
+        for (budget, n_left, others, expected) in cases {
+            let found = worth_a_step(budget, n_left, others);
+            assert_eq!(found, expected, "{budget}, {n_left}, {others}");
+        }
+    }
 
     #[test]
     fn a_step_takes_as_many_prompt_tokens_as_fit_its_time() {

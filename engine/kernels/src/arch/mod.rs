@@ -20,6 +20,8 @@ mod planes;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_fours;
+#[cfg(target_arch = "x86_64")]
 mod avx2_i2_s;
 #[cfg(target_arch = "x86_64")]
 mod avx2_lookup;

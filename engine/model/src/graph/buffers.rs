@@ -11,8 +11,9 @@ use crate::kv::KvCache;
 use crate::protocol::Activation;
 use crate::weights::Weights;
 
-/// Columns of a product that a worker takes at once when the batch is long: two f32 tiles of 512 tokens fit a 1 MB cache.
-pub(super) const PREFILL_PART: usize = 128;
+/// Columns of a product that a worker takes at once, at most, when the batch is long: kernels that make tables for a batch want
+/// hundreds to use them.
+pub const PREFILL_PART: usize = 640;
 /// As much for a short batch: parts are handed out one by one, so that a slow core delays the others by little.
 pub(super) const DECODE_PART: usize = 512;
 /// Batches up to this length are short.
@@ -297,7 +298,9 @@ pub(super) fn turns_of(turns: &[(f32, f32)], t: usize, head_dim: usize) -> &[(f3
 
 impl Scratch {
     pub(super) fn new(shape: &Shape, limits: &Limits) -> Self {
-        let tile = (limits.batch * PREFILL_PART).max(SHORT_BATCH * DECODE_PART);
+        let columns = shape.n_embd.max(shape.n_ff).next_multiple_of(32);
+        let (long, short) = (PREFILL_PART.min(columns), DECODE_PART.min(columns));
+        let tile = (limits.batch * long).max(SHORT_BATCH * short);
         let heads = shape.group * shape.head_dim;
         let row = shape.n_embd.max(shape.n_ff).max(heads * shape.n_head_kv);
         Scratch {

@@ -363,11 +363,14 @@ impl Step<'_> {
 
     /// Columns of a product to take at once.
     pub(super) fn part(&self, n_columns: usize) -> usize {
-        if self.n_tokens > SHORT_BATCH {
-            return PREFILL_PART;
-        }
-        let share = n_columns.div_ceil(self.n_workers * PARTS_PER_WORKER);
-        share.next_multiple_of(32).min(DECODE_PART)
+        let (n_parts, most) = match self.n_tokens > SHORT_BATCH {
+            true => {
+                let n_parts = n_columns.div_ceil(PREFILL_PART);
+                (n_parts.next_multiple_of(self.n_workers), PREFILL_PART)
+            }
+            false => (self.n_workers * PARTS_PER_WORKER, DECODE_PART),
+        };
+        n_columns.div_ceil(n_parts).next_multiple_of(32).min(most)
     }
 }
 
