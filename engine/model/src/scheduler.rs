@@ -27,7 +27,7 @@ use crate::sampler_maker::SamplerMaker;
 use crate::speculation::{Acceptance, Costs, Offer, share};
 use job::{Around, Job, Wanted, embed, finish_of};
 
-/// How long a step with prompt tokens should take when nobody generates.
+/// How long a step with prompt tokens should take when nobody generates; a prompt's last step may take half as much more.
 pub const STEP_ALONE: Duration = Duration::from_millis(500);
 /// How long it should take when somebody does: the gap that others see between two tokens.
 pub const STEP_SHARED: Duration = Duration::from_millis(150);
