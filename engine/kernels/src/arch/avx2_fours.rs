@@ -25,9 +25,9 @@ const ROWS: usize = 640;
 /// Tiles whose sums wait while chunks of rows meet them all.
 const TILES: usize = 8;
 /// Fewer rows don't pay for tables.
-pub(super) const ROWS_FROM: usize = 128;
+const ROWS_FROM: usize = 128;
 /// Neither do fewer tokens,
-pub(super) const TOKENS_FROM: usize = 16;
+const TOKENS_FROM: usize = 16;
 /// nor fewer of them behind whole tiles.
 const REST_FROM: usize = 10;
 
@@ -46,9 +46,17 @@ struct Fours {
     sums: [[[i32; TOKENS]; ROWS]; TILES],
 }
 
+/// Whether tables pay for these tokens and rows.
+pub(super) fn pays(x: &QuantRows, out: &[&mut [f32]]) -> bool {
+    x.len() >= TOKENS_FROM && out[0].len() >= ROWS_FROM
+}
+
 /// `out[t][r]` for each row `r` of `codes` and the tokens that tables pay for; says how many these are, all before the others.
 /// `in_registers(codes, tokens, r)` is to do the same for rows, the first of them row `r`, and tokens that tables can't hold:
 /// with the code 3, or -128 among the activations.
+///
+/// Never inlined: its half a megabyte of stack is touched at each call.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_i2_s(
     codes: &[u8],

@@ -25,7 +25,7 @@ const FEW_TOKENS: usize = 4;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
     let mut first = 0;
-    if x.len() >= avx2_fours::TOKENS_FROM && out[0].len() >= avx2_fours::ROWS_FROM {
+    if avx2_fours::pays(x, out) {
         let others = |codes: &[u8], tokens, r, out: &mut [&mut [f32]]| {
             in_registers(codes, scale, x, tokens, r, out);
         };

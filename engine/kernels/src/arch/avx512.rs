@@ -18,7 +18,7 @@ const TILES_FROM: usize = 2;
 
 type Lanes = __m512i;
 
-tiled_matmul!(#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]);
+tiled_matmul!(matmul_i2_s #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]);
 
 /// # Safety
 /// `i` is below the length of all `rows` and all `x`.

@@ -1,4 +1,5 @@
-//! AVX-VNNI: `vpdpbusd` sums four products of code and activation into an i32 lane at once. Floats are those of AVX2.
+//! AVX-VNNI: `vpdpbusd` sums four products of code and activation into an i32 lane at once. Floats, and products of many tokens, are
+//! those of AVX2.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -10,7 +11,7 @@ pub(super) use super::avx2::{
 };
 use super::avx2::{load_bytes, load_integers, sum_i32};
 use super::avx2_i2_s::{load_activations, masked_codes};
-use super::{LINE_BYTES, finish, prefetch_line};
+use super::{LINE_BYTES, avx2_fours, avx2_i2_s, finish, prefetch_line};
 use crate::QuantRows;
 use crate::screen::{PLANE_BYTES, PLANE_COLS};
 use crate::ternary::{BLOCK_BYTES, BLOCK_COLS};
@@ -27,7 +28,16 @@ const TILES_FROM: usize = 2;
 /// A lane adds up eight products of a block, each up to 4 · 3 · 128: 402,653,184 of the most columns that a matrix has.
 type Lanes = [__m256i; 2];
 
-tiled_matmul!(#[target_feature(enable = "avx2,fma,f16c,avxvnni")]);
+/// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`; where looking sums up pays, as AVX2 does.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
+    match avx2_fours::pays(x, out) {
+        true => avx2_i2_s::matmul_i2_s(codes, scale, x, out),
+        false => matmul_tiles(codes, scale, x, out),
+    }
+}
+
+tiled_matmul!(matmul_tiles #[target_feature(enable = "avx2,fma,f16c,avxvnni")]);
 
 /// # Safety
 /// `i` is below the length of all `rows` and all `x`.

@@ -20,7 +20,7 @@ const TILES_FROM: usize = TOKENS;
 
 type Lanes = int32x4_t;
 
-tiled_matmul!(#[target_feature(enable = "neon")]);
+tiled_matmul!(matmul_i2_s #[target_feature(enable = "neon")]);
 
 /// A narrow sum holds sixteen products, each up to 3 · 128: 6,144.
 ///

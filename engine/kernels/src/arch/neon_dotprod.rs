@@ -19,7 +19,7 @@ const TILES_FROM: usize = TOKENS;
 
 type Lanes = int32x4_t;
 
-tiled_matmul!(#[target_feature(enable = "neon,dotprod")]);
+tiled_matmul!(matmul_i2_s #[target_feature(enable = "neon,dotprod")]);
 
 /// # Safety
 /// `i` is below the length of all `rows` and all `x`.

@@ -1,6 +1,6 @@
 //! The walk over rows and tokens for instruction sets that sum products into i32 lanes at once.
 //!
-//! `tiled_matmul!` expects at the place of use: `ROWS` and `TOKENS` of a tile for many tokens; `CHAINS`, how many sums a single
+//! `tiled_matmul!(NAME #[...])` expects at the place of use: `ROWS` and `TOKENS` of a tile for many tokens; `CHAINS`, how many sums a single
 //! row keeps per token so that additions don't wait for each other; `Lanes`, i32 lanes with `no_lanes`, `add_lanes` and
 //! `sum_tile(sums)`, the sum of each; `TILES_FROM`, from how many tokens on several rows pay; and `step(rows, x, i, sums)`, which adds the
 //! products of block `i`, a number below the length of all slices, to `sums[t][r]`.
@@ -24,11 +24,11 @@ pub(super) fn take_near(left: usize, near: usize) -> usize {
 }
 
 macro_rules! tiled_matmul {
-    ($(#[$isa:meta])*) => {
+    ($name:ident $(#[$isa:meta])*) => {
         /// `out[t][r]` for each row `r` of `codes`, I2_S, and each token `t`: a block of rows, which comes from memory once, with as
         /// many tokens at a time as stay in the first-level cache.
         $(#[$isa])*
-        pub(super) fn matmul_i2_s(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
+        pub(super) fn $name(codes: &[u8], scale: f32, x: &QuantRows, out: &mut [&mut [f32]]) {
             if x.len() < TILES_FROM {
                 return rows::<1, CHAINS>(codes, scale, x, 0..x.len(), 0, out);
             }
