@@ -170,27 +170,8 @@ fn ternary_products_are_exact() {
     for (rows, cols) in shapes.chain(LARGE).filter(|(r, c)| r * c <= MOST) {
         let fills = if cfg!(miri) { 1..3 } else { 0..FILLS.len() };
         for fill in FILLS[fills].iter().copied() {
-            let codes = SharedBytes::new(fill.codes(rows * cols / 4));
-            let w = PackedMatrix::i2_s(codes, rows, cols, 1.21875).unwrap();
-            let tokens = if cfg!(miri) {
-                &TOKENS[..3]
-            } else {
-                &TOKENS[..]
-            };
-            let x = fill.activations(tokens[tokens.len() - 1], cols);
-            let expected = naive(&w, &x);
-            let packed = packed(&w);
-            for &n in tokens {
-                let x = fill.activations(n, cols);
-                for (kernel, w) in each_kernel(&packed) {
-                    let found = multiply(kernel, w, 0..rows, &x);
-                    assert_eq!(
-                        found,
-                        expected[..n],
-                        "{kernel}, {rows} x {cols}, {n} tokens, {fill:?}"
-                    );
-                }
-            }
+            let tokens = if cfg!(miri) { &TOKENS[..3] } else { &TOKENS };
+            check_batches(rows, cols, fill, tokens);
         }
     }
 }
