@@ -232,6 +232,9 @@ fn long_batches_are_exact() {
         (130, 512, Fill::Constant(0x00, -127)),
         (130, 512, Fill::Constant(0xaa, -127)),
         (130, 512, Fill::Constant(0x00, -128)),
+        (130, 512, Fill::Constant(0xff, 127)),
+        (130, 512, Fill::Constant(0x93, 127)),
+        (130, 512, Fill::Constant(0xe4, 127)),
         (130, 512, Fill::Alternating(0x55)),
         (130, 384, Fill::Random(0x5eed_0019)),
     ] {
