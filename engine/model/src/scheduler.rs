@@ -654,8 +654,8 @@ fn evaluation(embed: Embed) -> Submit {
     }
 }
 
-/// About `budget` prompt tokens of the `n_left` that wait: with `others` they make whole tiles, and when nobody else is waiting, a
-/// few are not left behind for a step of their own, which reads all weights once more.
+/// About `budget` prompt tokens of the `n_left` that wait: with the tokens of `others`, who generate, they make whole tiles; when
+/// nobody does, a few are not left behind for a step of their own, which reads all weights once more.
 fn worth_a_step(budget: usize, n_left: usize, others: usize) -> usize {
     if others == 0 && n_left <= budget + budget / 2 {
         return n_left;

@@ -3,8 +3,8 @@
 //! One or two tokens: sums of two or three activations in tables of sixteen, looked up for a group's 32 rows at once. More
 //! tokens: weights are unpacked once into columns and multiplied.
 //!
-//! A sum `v` of a table, where instructions look bytes up, stands in two of them, `v = low + 31·high` with |low| ≤ 15 and, |v| being at most 384, |high| ≤ 12: so
-//! eight of them add up in a byte and nothing is rounded. A negative sign of TL2 negates both bytes.
+//! A sum `v` of a table, where instructions look bytes up, stands in two of them, `v = low + 31·high` with |low| ≤ 15 and, |v| being
+//! at most 384, |high| ≤ 12: so eight of them add up in a byte and nothing is rounded. A negative sign of TL2 negates both bytes.
 //!
 //! `grouped_matmul!` expects at the place of use, all with the given attributes: `GROUPS`, how many share a load of a table;
 //! `Wide`, an i16 per row, with `zero_wide` and `add_rows(wide, sums)`; `fill_table(x, table)`, the sums of `WIDTH` activations
